@@ -1,0 +1,55 @@
+"""Switches that hold across layers: exact gradients in the forward pass, a rule imposed on the backward pass.
+
+Plain module variables, not thread-local: autograd may run backward formulas in threads of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+# (recurrent weight (n, n) or (L, n, n), leak (n,) or (L, n)) -> keyword arguments policy, transport, mu, window, decay, modulator
+PolicyOf = Callable[[Tensor, Tensor], dict[str, Any]]
+
+_exact = 0
+_override: PolicyOf | None = None
+
+
+def exact_enabled() -> bool:
+    """Whether a forward call made now is to be differentiated by BPTT with symmetric feedback."""
+    return _exact > 0
+
+
+@contextmanager
+def exact_gradients() -> Iterator[None]:
+    """Forward calls inside are differentiated by BPTT with symmetric feedback, whatever the rule.
+
+    What counts is where the forward call was made: ``backward`` may run outside.
+    """
+    global _exact
+    _exact += 1
+    try:
+        yield
+    finally:
+        _exact -= 1
+
+
+def backward_override() -> PolicyOf | None:
+    """What ``override_rule`` has set, or None."""
+    return _override
+
+
+@contextmanager
+def override_rule(policy_of: PolicyOf) -> Iterator[None]:
+    """Backward passes that run inside use ``policy_of(w, leak)`` instead of their own rule.
+
+    For diagnostics: several rules' gradients from one forward pass (``retain_graph=True``). Takes
+    precedence over ``exact_gradients``; has no effect on compiled graphs.
+    """
+    global _override
+    before, _override = _override, policy_of
+    try:
+        yield
+    finally:
+        _override = before
