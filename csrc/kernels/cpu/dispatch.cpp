@@ -1,0 +1,73 @@
+// Chooses the instruction set once per process.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/cpu/tables.h"
+
+namespace rx {
+namespace {
+
+enum Isa { kBaseline, kAvx2, kAvx512 };
+const char* const kNames[] = {"baseline", "avx2", "avx512"};
+
+Isa detect() {
+  Isa best = kBaseline;
+#ifdef RX_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = kAvx2;
+  if (best == kAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
+    best = kAvx512;
+  }
+#endif
+  if (const char* wanted = std::getenv("RTRL_EXT_ISA")) {
+    for (int i = 0; i < best; ++i) {
+      if (std::strcmp(wanted, kNames[i]) == 0) return static_cast<Isa>(i);
+    }
+  }
+  return best;
+}
+
+Isa isa() {
+  static const Isa chosen = detect();
+  return chosen;
+}
+
+}  // namespace
+
+template <>
+const LeakyKernels<float>& leaky_kernels<float>() {
+#ifdef RX_X86
+  static const LeakyKernels<float> table = isa() == kAvx512 ? avx512::leaky_table_f32()
+                                           : isa() == kAvx2 ? avx2::leaky_table_f32()
+                                                            : baseline::leaky_table_f32();
+#else
+  static const LeakyKernels<float> table = baseline::leaky_table_f32();
+#endif
+  return table;
+}
+
+template <>
+const LeakyKernels<double>& leaky_kernels<double>() {
+#ifdef RX_X86
+  static const LeakyKernels<double> table = isa() == kAvx512 ? avx512::leaky_table_f64()
+                                            : isa() == kAvx2 ? avx2::leaky_table_f64()
+                                                             : baseline::leaky_table_f64();
+#else
+  static const LeakyKernels<double> table = baseline::leaky_table_f64();
+#endif
+  return table;
+}
+
+const char* isa_name() {
+  return kNames[isa()];
+}
+const char* isa_compiled() {
+#ifdef RX_X86
+  return "baseline avx2 avx512";
+#else
+  return "baseline";
+#endif
+}
+
+}  // namespace rx

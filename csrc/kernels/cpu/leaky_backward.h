@@ -1,0 +1,168 @@
+// Backward pass of a tile of rows through all T steps under a transport policy (docs/leaky_rnn.md).
+#pragma once
+#include "kernels/cpu/leaky_rows.h"
+
+namespace rx {
+namespace RX_NS {
+
+// What a row's step needs beside the parameters. Most steps are plain: carried into, with gy, without gaux, lam or decay; they
+// get code without those branches.
+struct BackwardStep {
+  int64_t r, t;
+  bool first;  // no step after it: nothing is carried in yet
+  bool cut;    // the carry from t+1 is dropped
+};
+
+template <class T, class Act, bool Voltage, Transport P, bool Plain>
+void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, BackwardStep at) {
+  using V = Vec<T>;
+  const int64_t r = at.r, t = at.t;
+  const T* gy = tile.at(p.gy, r, t);
+  const T* gaux = Plain ? nullptr : tile.at(p.gaux, r, t);
+  const T* gs_n = !Plain && at.first ? tile.batch(p.gs_n, r) : nullptr;
+  const T* phi_row = Voltage || p.s.unit_leak ? tile.at(p.y, r, t) : tile.at(p.aux, r, t);
+  const T* leak = tile.unit(p.leak, r);
+  const T* w = P == Transport::Diagonal ? p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n : nullptr;
+  T* delta_row = tile.at(p.delta, r, t);
+  T* lam_row = Plain ? nullptr : tile.at(p.lam, r, t);
+  T* carry = tile.carry + r * tile.ld;
+  T* state = tile.state + r * tile.ld;
+  T* filtered = tile.extra + r * tile.ld;
+  const T* product = tile.product + r * tile.ld;
+  const bool empty = !Plain && (at.first || at.cut);
+  const T decay = static_cast<T>(p.decay), mu = static_cast<T>(p.mu);
+  const int64_t n = tile.n;
+  columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
+    constexpr bool F = decltype(full)::value;
+    const V k = read<F, V>(leak + j, count);
+    const V phi = read<F, V>(phi_row + j, count);
+    const V slope = Act::slope(phi);
+    V signal = Plain || gy ? read<F, V>(gy + j, count) : V{};
+    if (!Plain && !Voltage && gs_n) signal += read<F, V>(gs_n + j, count);
+    if constexpr (P == Transport::Local && !Plain) {
+      if (decay != 0) {
+        if (!at.first) signal += decay * load<V>(filtered + j);
+        store<V>(filtered + j, signal);
+      }
+    }
+    V moved{}, next{};
+    if (!empty) {
+      next = load<V>(state + j);
+      if constexpr (P == Transport::Diagonal) {
+        V diagonal{};
+        for (int i = 0; i < count; ++i) diagonal[i] = w[(j + i) * (n + 1)];
+        moved = diagonal * load<V>(carry + j);
+      } else if constexpr (P != Transport::Local) {
+        moved = load<V>(product + j);
+      }
+    }
+    const V extra = !Plain && gaux ? read<F, V>(gaux + j, count) : V{};
+    V delta, lam;
+    if constexpr (Voltage) {
+      lam = P == Transport::State ? signal : signal + moved;
+      V d = leaky_voltage_adjoint<Act>(phi, lam, next, k) + extra;
+      if (P == Transport::State) d += moved;
+      if (!Plain && gs_n) d += read<F, V>(gs_n + j, count);
+      delta = k * d;
+      store<V>(state + j, d);
+      if (P == Transport::State) store<V>(carry + j, d);
+    } else {
+      lam = leaky_rate_adjoint(signal, moved, next, k);
+      delta = leaky_rate_delta<Act>(phi, lam, k) + slope * extra;
+      store<V>(state + j, lam);
+      if (P == Transport::State) store<V>(carry + j, lam);
+    }
+    if constexpr (P == Transport::Full || P == Transport::Diagonal) store<V>(carry + j, delta);
+    if constexpr (P == Transport::Hop) store<V>(carry + j, slope * signal + mu * moved);
+    write<F, V>(delta_row + j, delta, count);
+    if (!Plain && lam_row) write<F, V>(lam_row + j, lam, count);
+  });
+}
+
+// Step 0: the adjoints of y_0 and s_0. The product holds carry_1 M.
+template <class T, bool Voltage, Transport P>
+void leaky_backward_start(const LeakyBackward<T>& p, Tile<T>& tile, int64_t r) {
+  using V = Vec<T>;
+  const T* leak = tile.unit(p.leak, r);
+  const T* w = P == Transport::Diagonal ? p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n : nullptr;
+  T* gy0 = tile.batch(p.gy0, r);
+  T* gs0 = tile.batch(p.gs0, r);
+  const T* carry = tile.carry + r * tile.ld;
+  const T* state = tile.state + r * tile.ld;
+  const T* product = tile.product + r * tile.ld;
+  columns<T>(tile.n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
+    constexpr bool F = decltype(full)::value;
+    V moved{};
+    if constexpr (P == Transport::Diagonal) {
+      for (int i = 0; i < count; ++i) moved[i] = w[(j + i) * (tile.n + 1)] * carry[j + i];
+    } else if constexpr (P != Transport::Local) {
+      moved = load<V>(product + j);
+    }
+    const V rest = one_minus(read<F, V>(leak + j, count)) * load<V>(state + j);
+    constexpr bool to_state = Voltage && P == Transport::State;
+    write<F, V>(gs0 + j, to_state ? rest + moved : rest, count);
+    write<F, V>(gy0 + j, to_state ? V{} : moved, count);
+  });
+}
+
+template <class T, class Act, bool Voltage, Transport P>
+void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
+  Tile<T> tile(p.s, range, scratch);
+  constexpr bool multiplies = P == Transport::Full || P == Transport::Hop || P == Transport::State;
+  const bool plain = p.gy.p && !p.gaux.p && !p.lam && p.decay == 0;
+  for (int64_t t = p.s.T - 1; t >= 0; --t) {
+    bool any = false;  // some row takes in what is carried
+    bool cut[kMaxRows];
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      cut[r] = p.window > 0 && (tile.length[r] - t - 1) % p.window == 0;
+      any = any || (t + 1 < tile.length[r] && !cut[r]);
+    }
+    if (multiplies && any) tile.multiply(packed);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      if (t >= tile.length[r]) {
+        zero_row(tile.at(p.delta, r, t), tile.n);
+        zero_row(tile.at(p.lam, r, t), tile.n);
+        continue;
+      }
+      const BackwardStep at{r, t, t == tile.length[r] - 1, cut[r]};
+      if (plain && !at.first && !at.cut) {
+        leaky_backward_step<T, Act, Voltage, P, true>(p, tile, at);
+      } else {
+        leaky_backward_step<T, Act, Voltage, P, false>(p, tile, at);
+      }
+    }
+  }
+  if (multiplies) tile.multiply(packed);
+  for (int64_t r = 0; r < tile.rows; ++r) leaky_backward_start<T, Voltage, P>(p, tile, r);
+}
+
+template <class T, class Act, bool Voltage>
+void leaky_backward_policy(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
+  switch (p.transport) {
+    case Transport::Full:
+      return leaky_backward_run<T, Act, Voltage, Transport::Full>(p, range, packed, scratch);
+    case Transport::Local:
+      return leaky_backward_run<T, Act, Voltage, Transport::Local>(p, range, packed, scratch);
+    case Transport::Diagonal:
+      return leaky_backward_run<T, Act, Voltage, Transport::Diagonal>(p, range, packed, scratch);
+    case Transport::Hop:
+      return leaky_backward_run<T, Act, Voltage, Transport::Hop>(p, range, packed, scratch);
+    default:
+      return leaky_backward_run<T, Act, Voltage, Transport::State>(p, range, packed, scratch);
+  }
+}
+
+template <class T>
+void leaky_backward(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
+  with_activation(p.s.act, [&](auto act) {
+    using Act = decltype(act);
+    if (p.s.form == Form::Voltage) {
+      leaky_backward_policy<T, Act, true>(p, range, packed, scratch);
+    } else {
+      leaky_backward_policy<T, Act, false>(p, range, packed, scratch);
+    }
+  });
+}
+
+}  // namespace RX_NS
+}  // namespace rx

@@ -1,0 +1,100 @@
+// What the four LeakyRNN kernels share on the CPU: where a tile's rows lie, its scratch, and dispatch over compile-time
+// choices.
+#pragma once
+#include "cells/leaky.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/leaky.h"
+
+namespace rx {
+namespace RX_NS {
+
+constexpr int64_t kMaxRows = 64;  // rows of a tile; their carry, product and state stay in L2
+
+// Scratch row stride: whole vectors, and an odd number of cache lines so that rows don't alias in L1.
+template <class T>
+int64_t scratch_stride(int64_t n) {
+  constexpr int64_t line = 64 / sizeof(T);
+  int64_t lines = (n + line - 1) / line;
+  lines += 1 - lines % 2;
+  return lines * line;
+}
+
+// Scratch of a tile: the carry that enters the recurrent product, the product, and two states.
+template <class T>
+struct Tile {
+  int64_t rows, n, ld;
+  T *carry, *product, *state, *extra;  // each (rows, ld)
+  int64_t steps;                       // numbers from one time step to the next in a sequence
+  int64_t l[kMaxRows], length[kMaxRows];
+  // First number of the row in arrays (L, T, B, n), (1, T, B, n) and (L, B, n); (1, B, n) is as the second.
+  int64_t full[kMaxRows], shared[kMaxRows], flat[kMaxRows];
+
+  Tile(const LeakyShape& s, RowRange range, T* scratch)
+      : rows(range.end - range.begin), n(s.n), ld(scratch_stride<T>(s.n)), steps(s.B * s.n) {
+    carry = scratch;
+    product = carry + rows * ld;
+    state = product + rows * ld;
+    extra = state + rows * ld;
+    for (int64_t i = 0; i < 4 * rows * ld; ++i) scratch[i] = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      l[r] = (range.begin + r) / s.B;
+      const int64_t b = (range.begin + r) % s.B;
+      length[r] = s.lengths ? s.lengths[b] : s.T;
+      full[r] = (l[r] * s.T * s.B + b) * n;
+      shared[r] = b * n;
+      flat[r] = (l[r] * s.B + b) * n;
+    }
+  }
+  // Row r at time t of a sequence, of one (L|1, B, n), of one (L|1, n); null stays null.
+  const T* at(const In<T>& x, int64_t r, int64_t t) const {
+    return x.p ? x.p + (x.lead ? full[r] : shared[r]) + t * steps : nullptr;
+  }
+  const T* batch(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? flat[r] : shared[r]) : nullptr; }
+  const T* unit(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? l[r] * n : 0) : nullptr; }
+  T* at(T* x, int64_t r, int64_t t) const { return x ? x + full[r] + t * steps : nullptr; }
+  T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
+
+  void copy_in(T* to, const In<T>& from) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* source = batch(from, r);
+      for (int64_t i = 0; source && i < n; ++i) to[r * ld + i] = source[i];
+    }
+  }
+  void multiply(const T* packed) { gemm<T>(rows, carry, ld, packed, n, n, product, ld); }
+};
+
+// f(column, count, full) over a row of n in vectors; `full` is a compile-time flag of the last, partial one.
+template <bool F>
+struct Flag {
+  static constexpr bool value = F;
+};
+template <class T, class F>
+inline __attribute__((always_inline)) void columns(int64_t n, F&& f) {
+  constexpr int64_t v = lanes<Vec<T>>();
+  int64_t j = 0;
+  for (; j + v <= n; j += v) f(j, static_cast<int>(v), Flag<true>{});
+  if (j < n) f(j, static_cast<int>(n - j), Flag<false>{});
+}
+
+template <class T>
+void zero_row(T* p, int64_t n) {
+  for (int64_t i = 0; p && i < n; ++i) p[i] = 0;
+}
+
+// Calls f.template operator()<Act>() for the activation.
+template <class F>
+void with_activation(Activation act, F&& f) {
+  switch (act) {
+    case Activation::Tanh:
+      return f(Tanh{});
+    case Activation::Relu:
+      return f(Relu{});
+    case Activation::Softplus:
+      return f(Softplus{});
+    default:
+      return f(Identity{});
+  }
+}
+
+}  // namespace RX_NS
+}  // namespace rx

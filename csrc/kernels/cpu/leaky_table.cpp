@@ -1,0 +1,37 @@
+// The LeakyRNN kernels of one instruction set. Compiled once per set, each time with its own flags and its own RX_NS.
+#include "kernels/cpu/leaky_backward.h"
+#include "kernels/cpu/leaky_forward.h"
+#include "kernels/cpu/leaky_jvp.h"
+#include "kernels/cpu/tables.h"
+
+namespace rx {
+namespace RX_NS {
+
+template <class T>
+void pack_square(const T* w, int64_t n, bool transpose, T* out) {
+  pack<T>(w, transpose ? 1 : n, transpose ? n : 1, n, n, out);
+}
+template <class T>
+int64_t packed_square(int64_t n) {
+  return packed_size<T>(n, n);
+}
+template <class T>
+int64_t tile_scratch(int64_t rows, int64_t n) {
+  return 4 * rows * scratch_stride<T>(n);
+}
+
+template <class T>
+LeakyKernels<T> table() {
+  return {packed_square<T>,  tile_scratch<T>,      pack_square<T>,       leaky_forward<T>,
+          leaky_backward<T>, leaky_forward_jvp<T>, leaky_backward_jvp<T>};
+}
+
+LeakyKernels<float> leaky_table_f32() {
+  return table<float>();
+}
+LeakyKernels<double> leaky_table_f64() {
+  return table<double>();
+}
+
+}  // namespace RX_NS
+}  // namespace rx

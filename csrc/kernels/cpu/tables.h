@@ -1,0 +1,17 @@
+// Each instruction set's table of kernels, by namespace.
+#pragma once
+#include "kernels/leaky.h"
+
+#define RX_DECLARE_TABLES(NS)             \
+  namespace rx {                          \
+  namespace NS {                          \
+  LeakyKernels<float> leaky_table_f32();  \
+  LeakyKernels<double> leaky_table_f64(); \
+  }                                       \
+  }
+
+RX_DECLARE_TABLES(baseline)
+#ifdef RX_X86
+RX_DECLARE_TABLES(avx2)
+RX_DECLARE_TABLES(avx512)
+#endif

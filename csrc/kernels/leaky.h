@@ -1,0 +1,116 @@
+// Launch parameters of the LeakyRNN recurrence: raw pointers, sizes, flags. No torch here.
+// Shapes: L leading (replicas or tangent directions), T steps, B batch rows, n units. An `In` with lead = false has size 1 in
+// the leading dimension and is shared by all L. All arrays are contiguous; outputs never overlap inputs or each other.
+#pragma once
+#include <cstdint>
+
+namespace rx {
+
+enum class Form : int64_t { Rate = 0, Voltage = 1 };
+enum class Activation : int64_t { Tanh = 0, Relu = 1, Softplus = 2, Identity = 3 };
+// What the backward recursion carries from t+1 to t across units.
+enum class Transport : int64_t { Full = 0, Local = 1, Diagonal = 2, Hop = 3, State = 4 };
+
+template <class T>
+struct In {
+  const T* p = nullptr;
+  bool lead = false;
+};
+
+struct LeakyShape {
+  int64_t L, T, B, n;
+  Form form;
+  Activation act;
+  bool unit_leak;          // rate form with leak == 1: phi is y, aux is absent
+  const int64_t* lengths;  // (B,) or null: row b is active for t < lengths[b]
+};
+
+template <class T>
+struct LeakyForward {
+  LeakyShape s;
+  In<T> pre;     // (L|1, T, B, n)
+  In<T> y0, s0;  // (L|1, B, n)
+  In<T> w;       // (L|1, n, n) as given, row = postsynaptic
+  In<T> leak;    // (L|1, n)
+  T* y;          // (L, T, B, n)
+  T* aux;        // (L, T, B, n); rate: phi(u), null with unit_leak; voltage: v
+  T* s_n;        // (L, B, n)
+};
+
+template <class T>
+struct LeakyBackward {
+  LeakyShape s;
+  Transport transport;
+  double mu;       // Hop
+  int64_t window;  // Full: cut every `window` steps counted from the end, 0 = never
+  double decay;    // Local: signal filter
+  In<T> gy, gaux;  // (L|1, T, B, n) or null
+  In<T> gs_n;      // (L|1, B, n) or null
+  In<T> y, aux;    // (L|1, T, B, n)
+  In<T> w;         // (L|1, n, n) transport matrix; null for Local
+  In<T> leak;      // (L|1, n)
+  T* delta;        // (L, T, B, n)
+  T* gy0;          // (L, B, n)
+  T* gs0;          // (L, B, n)
+  T* lam;          // (L, T, B, n) or null
+};
+
+template <class T>
+struct LeakyForwardJvp {
+  LeakyShape s;
+  In<T> dpre;      // (L|1, T, B, n), includes y_{t-1} dW^T
+  In<T> dy0, ds0;  // (L|1, B, n)
+  In<T> dleak;     // (L|1, n) or null
+  In<T> y, aux;    // (L|1, T, B, n)
+  In<T> s0;        // (L|1, B, n)
+  In<T> w;         // (L|1, n, n)
+  In<T> leak;      // (L|1, n)
+  T* dy;           // (L, T, B, n)
+  T* daux;         // (L, T, B, n) or null: tangent of aux
+  T* ds_n;         // (L, B, n)
+  T* du;           // (L, T, B, n) or null: tangent of the pre-activation
+};
+
+template <class T>
+struct LeakyBackwardJvp {
+  LeakyShape s;
+  In<T> dgy;         // (L|1, T, B, n), includes delta_{t+1} dW
+  In<T> dgs_n;       // (L|1, B, n) or null
+  In<T> dleak;       // (L|1, n) or null
+  In<T> dy, daux;    // (L|1, T, B, n)
+  In<T> y, aux;      // (L|1, T, B, n)
+  In<T> lam, delta;  // (L|1, T, B, n)
+  In<T> w;           // (L|1, n, n)
+  In<T> leak;        // (L|1, n)
+  T* ddelta;         // (L, T, B, n)
+  T* dgy0;           // (L, B, n)
+  T* dgs0;           // (L, B, n)
+  T* dlam;           // (L, T, B, n) or null
+};
+
+// Row r of a tile is row b of the batch under leading index l.
+struct RowRange {
+  int64_t begin, end;  // in the L * B rows, l = r / B, b = r % B
+};
+
+// One instruction set's kernels. `packed` holds the packed recurrent matrices, `stride` numbers apart (0: shared);
+// `scratch` is scratch_size numbers owned by the caller for the duration of the call, 64-byte aligned.
+template <class T>
+struct LeakyKernels {
+  int64_t (*packed_size)(int64_t n);
+  int64_t (*scratch_size)(int64_t rows, int64_t n);
+  // transpose: product with w^T (forward in time) or with w (backward)
+  void (*pack)(const T* w /* (n, n) */, int64_t n, bool transpose, T* out);
+  void (*forward)(const LeakyForward<T>&, RowRange, const T* packed, T* scratch);
+  void (*backward)(const LeakyBackward<T>&, RowRange, const T* packed, T* scratch);
+  void (*forward_jvp)(const LeakyForwardJvp<T>&, RowRange, const T* packed, T* scratch);
+  void (*backward_jvp)(const LeakyBackwardJvp<T>&, RowRange, const T* packed, T* scratch);
+};
+
+// The best instruction set of this machine, chosen once; RTRL_EXT_ISA=baseline|avx2|avx512 lowers the choice.
+template <class T>
+const LeakyKernels<T>& leaky_kernels();
+const char* isa_name();
+const char* isa_compiled();
+
+}  // namespace rx

@@ -1,0 +1,121 @@
+// Tangents of the LeakyRNN recurrence as PyTorch ops.
+#include "ops/leaky_run.h"
+
+namespace rx {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_forward_jvp(const Tensor& dpre, const Tensor& dy0, const Tensor& ds0,
+                                                             const OptionalTensor& dleak, const Tensor& y, const Tensor& aux,
+                                                             const Tensor& y0, const Tensor& s0, const Tensor& w,
+                                                             const Tensor& leak, const OptionalTensor& lengths, int64_t form,
+                                                             int64_t act, bool unit_leak, bool want_du) {
+  STD_TORCH_CHECK(dpre.dim() == 4, "dpre must have 4 dimensions (L, T, B, n)");
+  const int64_t T_ = dpre.size(1), B = dpre.size(2), n = dpre.size(3);
+  Arguments args(dpre.scalar_type());
+  args.add(dpre, "dpre", {T_, B, n});
+  args.add(dy0, "dy0", {B, n});
+  args.add(ds0, "ds0", {B, n});
+  args.add(dleak, "dleak", {n});
+  args.add(y, "y", {T_, B, n});
+  if (!unit_leak) args.add(aux, "aux", {T_, B, n});
+  args.add(y0, "y0", {B, n});
+  args.add(s0, "s0", {B, n});
+  args.add(w, "w", {n, n});
+  args.add(leak, "leak", {n});
+  const int64_t L = args.L();
+  Tensor dy = make(dpre, {L, T_, B, n}), ds_n = make(dpre, {L, B, n});
+  Tensor daux = unit_leak ? make(dpre, {0}) : make(dpre, {L, T_, B, n});
+  Tensor du = want_du ? make(dpre, {L, T_, B, n}) : make(dpre, {0});
+  if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, du};
+  LeakyShape shape = leaky_shape(dpre, L, form, act, unit_leak);
+  shape.lengths = args.lengths(lengths, B);
+  with_dtype(dpre.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    LeakyForwardJvp<T> p{shape,
+                         args.in<T>(dpre),
+                         args.in<T>(dy0),
+                         args.in<T>(ds0),
+                         args.in<T>(dleak),
+                         args.in<T>(y),
+                         unit_leak ? In<T>{} : args.in<T>(aux),
+                         args.in<T>(s0),
+                         args.in<T>(w),
+                         args.in<T>(leak),
+                         out<T>(dy),
+                         out<T>(daux),
+                         out<T>(ds_n),
+                         out<T>(du)};
+    run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward_jvp);
+  });
+  return {dy, daux, ds_n, du};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward_jvp(const Tensor& dgy, const OptionalTensor& dgs_n,
+                                                              const OptionalTensor& dleak, const Tensor& dy, const Tensor& daux,
+                                                              const Tensor& y, const Tensor& aux, const Tensor& lam,
+                                                              const Tensor& delta, const Tensor& w, const Tensor& leak,
+                                                              const OptionalTensor& lengths, int64_t form, int64_t act,
+                                                              bool unit_leak, bool want_dlam) {
+  STD_TORCH_CHECK(dgy.dim() == 4, "dgy must have 4 dimensions (L, T, B, n)");
+  const int64_t T_ = dgy.size(1), B = dgy.size(2), n = dgy.size(3);
+  Arguments args(dgy.scalar_type());
+  args.add(dgy, "dgy", {T_, B, n});
+  args.add(dgs_n, "dgs_n", {B, n});
+  args.add(dleak, "dleak", {n});
+  args.add(dy, "dy", {T_, B, n});
+  args.add(y, "y", {T_, B, n});
+  if (!unit_leak) {
+    args.add(daux, "daux", {T_, B, n});
+    args.add(aux, "aux", {T_, B, n});
+  }
+  args.add(lam, "lam", {T_, B, n});
+  args.add(delta, "delta", {T_, B, n});
+  args.add(w, "w", {n, n});
+  args.add(leak, "leak", {n});
+  const int64_t L = args.L();
+  Tensor ddelta = make(dgy, {L, T_, B, n}), dgy0 = make(dgy, {L, B, n}), dgs0 = make(dgy, {L, B, n});
+  Tensor dlam = want_dlam ? make(dgy, {L, T_, B, n}) : make(dgy, {0});
+  if (dgy0.numel() == 0 || T_ == 0) return {ddelta, dgy0, dgs0, dlam};
+  LeakyShape shape = leaky_shape(dgy, L, form, act, unit_leak);
+  shape.lengths = args.lengths(lengths, B);
+  with_dtype(dgy.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    LeakyBackwardJvp<T> p{shape,
+                          args.in<T>(dgy),
+                          args.in<T>(dgs_n),
+                          args.in<T>(dleak),
+                          args.in<T>(dy),
+                          unit_leak ? In<T>{} : args.in<T>(daux),
+                          args.in<T>(y),
+                          unit_leak ? In<T>{} : args.in<T>(aux),
+                          args.in<T>(lam),
+                          args.in<T>(delta),
+                          args.in<T>(w),
+                          args.in<T>(leak),
+                          out<T>(ddelta),
+                          out<T>(dgy0),
+                          out<T>(dgs0),
+                          out<T>(dlam)};
+    run_tiles<T>(p, p.w, w.size(0), false, leaky_kernels<T>().backward_jvp);
+  });
+  return {ddelta, dgy0, dgs0, dlam};
+}
+
+}  // namespace
+}  // namespace rx
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
+  m.def(
+      "leaky_forward_jvp(Tensor dpre, Tensor dy0, Tensor ds0, Tensor? dleak, Tensor y, Tensor aux, Tensor y0, Tensor s0, "
+      "Tensor w, Tensor leak, Tensor? lengths, int form, int act, bool unit_leak, bool want_du) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "leaky_backward_jvp(Tensor dgy, Tensor? dgs_n, Tensor? dleak, Tensor dy, Tensor daux, Tensor y, Tensor aux, Tensor lam, "
+      "Tensor delta, Tensor w, Tensor leak, Tensor? lengths, int form, int act, bool unit_leak, bool want_dlam) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rtrl_ext, CPU, m) {
+  m.impl("leaky_forward_jvp", TORCH_BOX(&rx::leaky_forward_jvp));
+  m.impl("leaky_backward_jvp", TORCH_BOX(&rx::leaky_backward_jvp));
+}

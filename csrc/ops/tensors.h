@@ -1,0 +1,108 @@
+// Small helpers between torch's stable tensors and the kernels' raw parameters.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/leaky.h"
+
+namespace rx {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// `x` must have the given sizes after a leading dimension of 1 or L (L is checked by the caller's `leads`).
+inline void check_shape(const Tensor& x, const char* name, std::initializer_list<int64_t> tail) {
+  bool good = x.dim() == static_cast<int64_t>(tail.size()) + 1;
+  int64_t i = 1;
+  for (int64_t size : tail) {
+    good = good && x.size(i) == size;
+    ++i;
+  }
+  if (good) return;
+  std::string message = std::string(name) + " has the wrong shape: expected (L or 1";
+  for (int64_t size : tail) message += ", " + std::to_string(size);
+  message += "), got (";
+  for (int64_t d = 0; d < x.dim(); ++d) message += (d ? ", " : "") + std::to_string(x.size(d));
+  STD_TORCH_CHECK(false, message + ")");
+}
+
+// Collects the arguments of one call: checks dtype and leading sizes, keeps contiguous copies alive.
+class Arguments {
+ public:
+  explicit Arguments(ScalarType dtype) : dtype_(dtype) {}
+
+  void add(const Tensor& x, const char* name, std::initializer_list<int64_t> tail) {
+    STD_TORCH_CHECK(x.scalar_type() == dtype_, std::string(name) + " has another dtype than the first argument");
+    check_shape(x, name, tail);
+    const int64_t lead = x.size(0);
+    STD_TORCH_CHECK(lead == 1 || L_ == 1 || lead == L_,
+                    std::string(name) + " has leading size " + std::to_string(lead) + ", expected 1 or " + std::to_string(L_));
+    if (lead > L_) L_ = lead;
+    if (lead == 0) L_ = 0;
+  }
+  void add(const OptionalTensor& x, const char* name, std::initializer_list<int64_t> tail) {
+    if (x) add(*x, name, tail);
+  }
+  int64_t L() const { return L_; }
+
+  template <class T>
+  In<T> in(const Tensor& x) {
+    kept_.push_back(x.is_contiguous() ? x : torch::stable::contiguous(x));
+    return {static_cast<const T*>(kept_.back().const_data_ptr()), x.size(0) != 1};
+  }
+  template <class T>
+  In<T> in(const OptionalTensor& x) {
+    return x ? in<T>(*x) : In<T>{};
+  }
+  const int64_t* lengths(const OptionalTensor& x, int64_t batch) {
+    if (!x) return nullptr;
+    STD_TORCH_CHECK(x->scalar_type() == ScalarType::Long && x->dim() == 1 && x->size(0) == batch,
+                    "lengths must be an int64 tensor of shape (" + std::to_string(batch) + ",)");
+    kept_.push_back(x->is_contiguous() ? *x : torch::stable::contiguous(*x));
+    return static_cast<const int64_t*>(kept_.back().const_data_ptr());
+  }
+
+ private:
+  ScalarType dtype_;
+  int64_t L_ = 1;
+  std::vector<Tensor> kept_;
+};
+
+inline Tensor make(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()));
+}
+template <class T>
+T* out(const Tensor& x) {
+  return x.numel() ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
+}
+
+// 64-byte aligned numbers, freed at the end of scope.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
+    p_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    STD_TORCH_CHECK(p_ != nullptr, "out of memory: " + std::to_string(bytes) + " bytes of scratch");
+  }
+  T* get() const { return p_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> p_;
+};
+
+}  // namespace rx
