@@ -1,0 +1,78 @@
+# make demo | test | lint | format | wheel | bench | clean
+#
+#   VENV=.venv        where the environment lives; VENV=none uses the active one (it needs torch >= 2.13)
+#   PYTHON=python3    the interpreter that makes the environment (3.11 or newer)
+#   TORCH_INDEX=URL   package index for torch alone, for example https://download.pytorch.org/whl/cpu
+#   PYTEST_ARGS=...   passed on to pytest
+# pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured.
+
+VENV ?= .venv
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+DEMO_OUT ?= demo_study
+
+ifeq ($(VENV),none)
+  BIN :=
+  PY := $(PYTHON)
+  STAMPS := build/.stamps
+else
+  BIN := $(VENV)/bin/
+  PY := $(VENV)/bin/python
+  STAMPS := $(VENV)/.stamps
+endif
+
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+FORMATTED := $(shell find csrc csrc_tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+.PHONY: demo test lint format wheel bench clean setup
+.DELETE_ON_ERROR:
+
+setup: $(STAMPS)/built
+
+demo: $(STAMPS)/built
+	$(BIN)rtrl-ext study run --demo --out $(DEMO_OUT)
+	$(BIN)rtrl-ext study report $(DEMO_OUT)
+
+test: $(STAMPS)/built
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/built
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(BIN)clang-format --dry-run --Werror $(FORMATTED)
+	$(PY) -m mypy
+
+format: $(STAMPS)/built
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	$(BIN)clang-format -i $(FORMATTED)
+
+wheel: $(STAMPS)/requirements
+	$(PY) -m pip wheel --no-build-isolation --no-deps -w dist .
+
+bench: $(STAMPS)/built
+	$(PY) -m benchmarks.run
+
+clean:
+	rm -rf build dist $(STAMPS)
+
+# The environment: torch first, by itself, because it is large and may come from an index of its own.
+$(STAMPS)/requirements: requirements-dev.txt
+ifeq ($(VENV),none)
+	@$(PYTHON) -c "import torch; v = tuple(map(int, torch.__version__.split('+')[0].split('.')[:2])); assert v >= (2, 13), f'VENV=none needs torch >= 2.13 in the active environment, found {torch.__version__}'"
+	$(PYTHON) -m pip install --quiet --upgrade-strategy only-if-needed $$(grep -v '^torch==' requirements-dev.txt | grep -v '^#' | sed 's/==.*//')
+else
+	@$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'Python 3.11 or newer is needed, found {sys.version.split()[0]}'"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $$(grep '^torch==' requirements-dev.txt). From PyPI on Linux that is the CUDA build: about 3 GB to download, 6 GB on disk."
+	@echo "For the CPU build (about 200 MB): make $(MAKECMDGOALS) TORCH_INDEX=https://download.pytorch.org/whl/cpu; for an environment you have: VENV=none."
+	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' requirements-dev.txt)
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+endif
+	@mkdir -p $(STAMPS) && touch $@
+
+# Editable: Python changes need nothing, a change in csrc/ recompiles what it touches.
+$(STAMPS)/built: $(STAMPS)/requirements $(SOURCES)
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@mkdir -p $(STAMPS) && touch $@
