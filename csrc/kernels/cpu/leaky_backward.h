@@ -117,6 +117,9 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
       cut[r] = p.window > 0 && (tile.length[r] - t - 1) % p.window == 0;
       any = any || (t + 1 < tile.length[r] && !cut[r]);
     }
+    tile.prefetch(p.gy, t);
+    tile.prefetch(p.s.form == Form::Voltage || p.s.unit_leak ? p.y : p.aux, t);
+    tile.prefetch(p.delta, t);
     if (multiplies && any) tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {

@@ -50,6 +50,8 @@ void leaky_forward_run(const LeakyForward<T>& p, RowRange range, const T* packed
   tile.copy_in(tile.carry, p.y0);
   tile.copy_in(tile.state, p.s0);
   for (int64_t t = 0; t < p.s.T; ++t) {
+    tile.prefetch(p.pre, t);
+    tile.prefetch(p.y, t);
     tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {

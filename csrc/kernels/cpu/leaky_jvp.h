@@ -58,6 +58,8 @@ void leaky_forward_jvp_run(const LeakyForwardJvp<T>& p, RowRange range, const T*
   tile.copy_in(tile.carry, p.dy0);
   tile.copy_in(tile.state, p.ds0);
   for (int64_t t = 0; t < p.s.T; ++t) {
+    tile.prefetch(p.dpre, t);
+    tile.prefetch(p.dy, t);
     tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {
@@ -136,6 +138,9 @@ void leaky_backward_jvp_run(const LeakyBackwardJvp<T>& p, RowRange range, const 
   using V = Vec<T>;
   Tile<T> tile(p.s, range, scratch);
   for (int64_t t = p.s.T - 1; t >= 0; --t) {
+    tile.prefetch(p.dgy, t);
+    tile.prefetch(p.s.form == Form::Voltage || p.s.unit_leak ? p.dy : p.daux, t);
+    tile.prefetch(p.ddelta, t);
     if (t < p.s.T - 1) tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {

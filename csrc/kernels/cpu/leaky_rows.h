@@ -54,6 +54,20 @@ struct Tile {
   T* at(T* x, int64_t r, int64_t t) const { return x ? x + full[r] + t * steps : nullptr; }
   T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
 
+  // Asks for the rows of step t ahead of their use, so that they arrive during the recurrent product.
+  void prefetch(const In<T>& x, int64_t t) const {
+    if (!x.p || t < 0) return;
+    for (int64_t r = 0; r < rows; ++r) prefetch_row<0>(at(x, r, t));
+  }
+  void prefetch(T* x, int64_t t) const {
+    if (!x || t < 0) return;
+    for (int64_t r = 0; r < rows; ++r) prefetch_row<1>(at(x, r, t));
+  }
+  template <int Write>
+  void prefetch_row(const T* p) const {
+    for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + j, Write, 3);
+  }
+
   void copy_in(T* to, const In<T>& from) {
     for (int64_t r = 0; r < rows; ++r) {
       const T* source = batch(from, r);
