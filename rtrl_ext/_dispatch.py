@@ -1,57 +1,27 @@
-"""Differentiable core of the leaky recurrent cell."""
+"""The differentiable core of the leaky recurrent cell: argument checks and the choice of route.
 
-from typing import Any
+plain call                      the registered operations through ``_autograd.Plain``
+``torch.func`` or forward mode  ``_functorch.Forward`` and the Functions it leads to
+the same while compiling        the reference, differentiated by torch itself
+"""
 
 import torch
 from torch import Tensor
 
-from . import _kernels, _state
-from .reference import activations
+from . import _formulas, _state
+from ._autograd import Plain, in_transform
+from ._formulas import EXACT, Rule, with_lead
+from ._functorch import Forward
+from .reference import activations, leaky_rnn
 
 FORMS = ("rate", "voltage")
-
-
-class _Core(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, pre, y0, s0, w, leak, lengths, flags, rule):  # type: ignore[override]
-        y, aux, s_n = _kernels.backend().leaky_forward(pre, y0, s0, w, leak, lengths, *flags)
-        ctx.save_for_backward(y, aux, y0, s0, w, leak)
-        ctx.lengths, ctx.flags, ctx.rule = lengths, flags, rule
-        ctx.pre_lead = pre.shape[0]
-        ctx.set_materialize_grads(False)
-        return y, s_n
-
-    @staticmethod
-    def backward(ctx, gy, gs_n):  # type: ignore[override]
-        y, aux, y0, s0, w, leak = ctx.saved_tensors
-        rule = ctx.rule
-        override = _state.backward_override()
-        if override is not None:
-            rule = override(w, leak)
-        form, _, unit = ctx.flags
-        transport = rule.get("transport")
-        m = rule.get("modulator")
-        if gy is not None and m is not None:
-            gy = gy * (m if m.dim() == 3 else m.unsqueeze(-1))
-        delta, gy0, gs0, lam = _kernels.backend().leaky_backward(
-            gy, None, gs_n, y, aux, w if transport is None else transport, leak, ctx.lengths, *ctx.flags,
-            rule.get("policy", 0), rule.get("mu", 0.0), rule.get("window", 0), rule.get("decay", 0.0), True,
-        )
-        prev = torch.cat([y0.expand(y.shape[0], *y0.shape[1:]).unsqueeze(1), y[:, :-1]], 1)
-        gw = torch.matmul(delta.flatten(1, 2).transpose(1, 2), prev.flatten(1, 2))
-        states = aux if form else y
-        before = torch.cat([s0.expand(y.shape[0], *s0.shape[1:]).unsqueeze(1), states[:, :-1]], 1)
-        k = leak[:, None, None]
-        gl = delta / k * (states - before) / k if form else lam * ((y if unit else aux) - before)
-        if ctx.lengths is not None and form:
-            gl = torch.where(delta == 0, 0, gl)
-        gl = gl.sum((1, 2))
-
-        def fit(g, lead):
-            return g.sum(0, keepdim=True) if g.shape[0] != lead else g
-
-        return (fit(delta, ctx.pre_lead), fit(gy0, y0.shape[0]), fit(gs0, s0.shape[0]),
-                fit(gw, w.shape[0]), fit(gl, leak.shape[0]), None, None, None)
+_FORM = {name: i for i, name in enumerate(FORMS)}
+_ACT = {name: i for i, name in enumerate(activations.NAMES)}
+_DTYPES = (torch.float32, torch.float64)
+COMPILED_TRANSFORM = (
+    "inside torch.compile, torch.func transforms and forward mode work for BPTT alone: run the call "
+    "inside `with rtrl_ext.exact_gradients():`, or outside torch.compile"
+)
 
 
 def leaky_core(
@@ -72,18 +42,127 @@ def leaky_core(
     decay: float = 0.0,
     modulator: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs ``y`` (T, B, n) and final state ``s_n`` (B, n) of the recurrence, differentiable."""
-    _kernels.check_dtype(pre, "pre")
-    single = pre.dim() == 3
-    tensors = [pre, y0, s0, w, leak]
-    if single:
-        tensors = [x.unsqueeze(0) for x in tensors]
-        if transport is not None:
-            transport = transport.unsqueeze(0)
-    rule: dict[str, Any] = dict(policy=policy, transport=transport, mu=mu, window=window,
-                                decay=decay, modulator=modulator)
+    """The recurrence of one layer from its pre-activations, differentiable in the five tensors.
+
+    Args:
+        pre: everything of the pre-activation but the recurrent part, (T, B, n) or (L, T, B, n).
+            float32 or float64, as are all that follow. With the leading dimension, every tensor has
+            it, with size L or 1 (shared).
+        y0: output before the first step, (B, n) or (L|1, B, n).
+        s0: state before the first step, same shapes: rate form h, voltage form v.
+        w: recurrent weight, (n, n) or (L|1, n, n), row = postsynaptic.
+        leak: κ in (0, 1], (n,) or (L|1, n).
+        lengths: (B,) int64 in 1..T, rows stop at their length; None: all run T steps.
+        form: "rate" or "voltage".
+        nonlinearity: "tanh", "relu", "softplus" or "identity".
+        unit_leak: promise that ``leak`` is 1 everywhere and needs no gradient (rate form only);
+            saves memory and time.
+        policy: what the backward recursion carries across units, 0 to 4: see
+            ``reference.leaky_rnn.leaky_backward``.
+        transport: the matrix of policies 2, 3 and 4, shaped as ``w``, a constant of the backward
+            pass; None: ``w`` itself.
+        mu: factor of policy 3.
+        window: policy 0: cut the recursion every ``window`` steps counted from the end (0: never).
+        decay: policy 1: readout filter of the learning signal.
+        modulator: third factor, (T, B) or (T, B, n), multiplies the learning signal.
+
+    Returns:
+        ``y`` (T, B, n) or (L, T, B, n), zero after a row's length, and ``s_n`` (B, n) or (L, B, n),
+        the state after each row's last step.
+
+    Raises:
+        TypeError: a dtype other than float32 or float64, or mixed dtypes.
+        ValueError: shapes, devices or options that don't fit together.
+        RuntimeError: second derivatives under a policy other than BPTT; third derivatives.
+    """
+    flags = (_index(_FORM, form, "form"), _index(_ACT, nonlinearity, "nonlinearity"), unit_leak)
+    _check_tensors(pre, y0, s0, w, leak)
+    if lengths is not None:
+        _check_lengths(lengths, pre)
+    if unit_leak and flags[0] == 1:
+        raise ValueError("unit_leak=True is for form='rate', got form='voltage'")
+    rule = EXACT
     if _state.exact_enabled():
-        rule = {}
-    flags = (FORMS.index(form), activations.NAMES.index(nonlinearity), unit_leak)
-    y, s_n = _Core.apply(*tensors, lengths, flags, rule)
-    return (y[0], s_n[0]) if single else (y, s_n)
+        transport = modulator = None
+    elif policy or window or modulator is not None or transport is not None:
+        rule = Rule(policy, mu, window, decay)
+        _check_rule(rule, w, transport)
+        transport = None if transport is w else with_lead(transport, 3)
+        modulator = _formulas.lead_modulator(modulator)
+    single = pre.dim() == 3
+    if not in_transform():
+        y, _, s_n = Plain.apply(
+            pre, y0, s0, w, leak, lengths, transport, modulator, flags, rule, single
+        )
+        return y, s_n
+    if single:
+        pre, y0, s0, w, leak = (x.unsqueeze(0) for x in (pre, y0, s0, w, leak))
+    arguments = (pre, y0, s0, w, leak, lengths, *flags, transport, modulator, rule)
+    if torch.compiler.is_compiling():
+        if rule is not EXACT:
+            raise RuntimeError(COMPILED_TRANSFORM)
+        y, _, s_n = leaky_rnn.leaky_forward(*arguments[:9])
+    else:
+        y, _, s_n = Forward.apply(*arguments)
+    return (y.squeeze(0), s_n.squeeze(0)) if single else (y, s_n)
+
+
+def _index(table: dict[str, int], name: str, argument: str) -> int:
+    try:
+        return table[name]
+    except (KeyError, TypeError):
+        known = ", ".join(repr(x) for x in table)
+        raise ValueError(f"{argument} is {name!r}; expected one of {known}") from None
+
+
+def _check_tensors(pre: Tensor, y0: Tensor, s0: Tensor, w: Tensor, leak: Tensor) -> None:
+    """Dtype, device and shape against ``pre``'s."""
+    dtype, device, shape = pre.dtype, pre.device, pre.shape
+    if dtype not in _DTYPES:
+        raise TypeError(f"pre has dtype {dtype}; expected torch.float32 or torch.float64")
+    dims = len(shape)
+    if dims not in (3, 4):
+        raise ValueError(f"pre has shape {tuple(shape)}; expected (T, B, n) or (L, T, B, n)")
+    if shape[-3] == 0:
+        raise ValueError("pre has no time steps; expected T >= 1")
+    tail = shape[-2:]
+    n = tail[1:]
+    for name, x, end in (
+        ("y0", y0, tail),
+        ("s0", s0, tail),
+        ("w", w, n + n),
+        ("leak", leak, n),
+    ):
+        if x.dtype != dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}; expected pre's, {dtype}")
+        if x.device != device:
+            raise ValueError(f"{name} is on {x.device}; expected pre's device, {device}")
+        if x.shape[dims - 3 :] != end or x.dim() != len(end) + dims - 3:
+            lead = "(L or 1, " if dims == 4 else "("
+            expected = lead + ", ".join(str(size) for size in end) + ")"
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
+
+
+def _check_lengths(lengths: Tensor, pre: Tensor) -> None:
+    """Type and shape; values only where they can be read at once."""
+    if lengths.dtype != torch.int64:
+        raise TypeError(f"lengths has dtype {lengths.dtype}; expected torch.int64")
+    steps, batch = pre.shape[-3:-1]
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}; expected ({batch},)")
+    if batch and not torch.compiler.is_compiling() and not in_transform():
+        low, high = lengths.min().item(), lengths.max().item()
+        if low < 1 or high > steps:
+            raise ValueError(f"lengths runs from {low} to {high}; expected values in 1..{steps}")
+
+
+def _check_rule(rule: Rule, w: Tensor, transport: Tensor | None) -> None:
+    policy, _, window, decay = rule
+    if policy not in range(5):
+        raise ValueError(f"policy is {policy!r}; expected 0, 1, 2, 3 or 4")
+    if transport is not None and transport is not w and policy < 2:
+        raise ValueError(f"policy {policy} takes no transport matrix; policies 2, 3 and 4 do")
+    if window < 0 or (window and policy != 0):
+        raise ValueError(f"window is {window} with policy {policy}; expected 0, or policy 0")
+    if decay and policy != 1:
+        raise ValueError(f"decay is {decay} with policy {policy}; it belongs to policy 1")

@@ -1,13 +1,17 @@
-"""Which implementation of the kernels runs: the compiled operations, or the reference in plain PyTorch."""
+"""The kernels in use: the compiled operations, or their reference in plain PyTorch.
 
-from collections.abc import Iterator
+Also what both need to be good PyTorch operations: shapes for tracing (``register_fake``) and the rule by
+which ``vmap`` folds its dimension into the leading one. Their derivatives are in ``_functorch``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from .reference import leaky_rnn as _reference
+from .reference import library as _reference
 
 try:
     from . import _C  # type: ignore[attr-defined]  # noqa: F401
@@ -16,33 +20,153 @@ except ImportError:
 else:
     HAVE_COMPILED = True
 
-NAMES = ("leaky_forward", "leaky_backward", "leaky_forward_jvp", "leaky_backward_jvp")
-_compiled: Any = torch.ops.rtrl_ext if HAVE_COMPILED else None
-_active: Any = _compiled or _reference
+NAMESPACES = ("rtrl_ext",) * HAVE_COMPILED + (_reference.NAMESPACE,)
 
 
-def backend() -> ModuleType | Any:
-    """The object whose attributes ``leaky_*`` are the kernels in use."""
+class Kernels(NamedTuple):
+    """The four operations of one implementation."""
+
+    leaky_forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    leaky_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    leaky_forward_jvp: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    leaky_backward_jvp: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def _load(namespace: str) -> Kernels:
+    ops = getattr(torch.ops, namespace)
+    return Kernels(*(getattr(ops, name).default for name in Kernels._fields))
+
+
+_all = {namespace: _load(namespace) for namespace in NAMESPACES}
+_active = _all[NAMESPACES[0]]
+
+
+def kernels() -> Kernels:
+    """The implementation in use."""
     return _active
 
 
 def uses_reference() -> bool:
-    """Whether the reference in plain PyTorch is the backend in use."""
-    return _active is _reference
+    """Whether the reference in plain PyTorch is in use."""
+    return _active is _all[_reference.NAMESPACE]
 
 
 @contextmanager
 def use_reference() -> Iterator[None]:
     """Run the plain PyTorch reference instead of the compiled kernels (for tests)."""
     global _active
-    before, _active = _active, _reference
+    before, _active = _active, _all[_reference.NAMESPACE]
     try:
         yield
     finally:
         _active = before
 
 
-def check_dtype(x: torch.Tensor, name: str) -> None:
-    """Refuse dtypes the kernels don't have: TypeError naming the argument."""
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} has dtype {x.dtype}; expected torch.float32 or torch.float64")
+def _lead(*tensors: Tensor | None) -> Any:
+    """The common leading size, among sizes that are L or 1."""
+    for x in tensors:
+        if x is not None and x.dim() > 1 and x.shape[0] != 1:
+            return x.shape[0]
+    return 1
+
+
+def _fake_forward(pre, y0, s0, w, leak, lengths, form, act, unit_leak):  # type: ignore[no-untyped-def]
+    lead = _lead(pre, y0, s0, w, leak)
+    y = pre.new_empty(lead, *pre.shape[1:])
+    aux = pre.new_empty(0) if unit_leak else torch.empty_like(y)
+    return y, aux, pre.new_empty(lead, *pre.shape[2:])
+
+
+def _fake_backward(gy, gaux, gs_n, y, aux, w, leak, lengths, form, act, unit_leak, policy, mu,  # type: ignore[no-untyped-def]
+                   window, decay, want_lam):  # fmt: skip
+    lead = _lead(gy, gaux, gs_n, y, aux, None if policy == 1 else w, leak)
+    delta = y.new_empty(lead, *y.shape[1:])
+    first = y.new_empty(lead, *y.shape[2:])
+    lam = torch.empty_like(delta) if want_lam else y.new_empty(0)
+    return delta, first, torch.empty_like(first), lam
+
+
+def _fake_forward_jvp(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak, lengths, form, act,  # type: ignore[no-untyped-def]
+                      unit_leak, want_du):  # fmt: skip
+    lead = _lead(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak)
+    dy = y.new_empty(lead, *y.shape[1:])
+    daux = y.new_empty(0) if unit_leak else torch.empty_like(dy)
+    du = torch.empty_like(dy) if want_du else y.new_empty(0)
+    return dy, daux, y.new_empty(lead, *y.shape[2:]), du
+
+
+def _fake_backward_jvp(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak, lengths, form,  # type: ignore[no-untyped-def]
+                       act, unit_leak, want_dlam):  # fmt: skip
+    lead = _lead(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak)
+    ddelta = y.new_empty(lead, *y.shape[1:])
+    first = y.new_empty(lead, *y.shape[2:])
+    dlam = torch.empty_like(ddelta) if want_dlam else y.new_empty(0)
+    return ddelta, first, torch.empty_like(first), dlam
+
+
+def _folded(x: Tensor, dim: int | None, size: int, inner: int) -> Tensor:
+    """``x`` (inner or 1, ...) with a vmapped dimension ``dim`` of ``size``: both in the leading one."""
+    if dim is None:
+        if inner == 1 or x.shape[0] == 1:
+            return x
+        return x.unsqueeze(0).expand(size, *x.shape).reshape(-1, *x.shape[1:])
+    x = x.movedim(dim, 0)
+    if inner == 1:
+        return x.squeeze(1)
+    return x.expand(size, inner, *x.shape[2:]).reshape(-1, *x.shape[2:])
+
+
+def vmap_by_folding(
+    call: Callable[..., Any], size: int, in_dims: Sequence[Any], args: Sequence[Any], lengths_at: int
+) -> tuple[Any, Any]:
+    """``call(*args)`` under ``vmap``, the vmapped dimension folded into the leading one: one call.
+
+    ``args[lengths_at]`` has no leading dimension; where it is vmapped, ``call`` runs once per entry.
+    """
+    if in_dims[lengths_at] is not None:
+        each = []
+        for i in range(size):
+            one = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+            each.append(call(*one))
+        out = [torch.stack(parts) for parts in zip(*each, strict=True)]
+        return tuple(out), (0,) * len(out)
+    where = [i for i, a in enumerate(args) if isinstance(a, Tensor) and i != lengths_at]
+    # the saved value of a unit leak is an empty tensor without a leading dimension
+    where = [i for i in where if args[i].dim() - (in_dims[i] is not None) > 1]
+    sizes = []
+    for i in where:
+        x, dim = args[i], in_dims[i]
+        sizes.append(x.shape[0] if dim is None else x.shape[1 if dim == 0 else 0])
+    inner = max(sizes)
+    folded = list(args)
+    for i in where:
+        folded[i] = _folded(args[i], in_dims[i], size, inner)
+    out = call(*folded)
+    dims = tuple(None if x.dim() == 1 else 0 for x in out)
+    out = tuple(
+        x if dim is None else x.reshape(size, inner, *x.shape[1:])
+        for x, dim in zip(out, dims, strict=True)
+    )
+    return out, dims
+
+
+LENGTHS_AT = {
+    "leaky_forward": 5,
+    "leaky_backward": 7,
+    "leaky_forward_jvp": 10,
+    "leaky_backward_jvp": 11,
+}
+_FAKES = (_fake_forward, _fake_backward, _fake_forward_jvp, _fake_backward_jvp)
+
+
+def _vmap_of(op: Callable[..., Any], lengths_at: int) -> Callable[..., Any]:
+    def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
+        return vmap_by_folding(op, info.batch_size, in_dims, args, lengths_at)
+
+    return vmap
+
+
+for _namespace, _kernels_of in _all.items():
+    for _name, _fake, _op in zip(Kernels._fields, _FAKES, _kernels_of, strict=True):
+        torch.library.register_fake(f"{_namespace}::{_name}", _fake)
+        torch.library.register_vmap(f"{_namespace}::{_name}", _vmap_of(_op, LENGTHS_AT[_name]))

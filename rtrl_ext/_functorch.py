@@ -1,0 +1,226 @@
+"""The leaky core as a chain of autograd Functions: right under every transform of ``torch.func``.
+
+``Forward`` -> ``Backward`` (its reverse mode) and ``ForwardJvp`` (its forward mode); ``Backward`` ->
+``BackwardJvp`` (forward over reverse) and again ``ForwardJvp`` (reverse over reverse). Each calls one
+kernel. Under ``vmap`` the vmapped dimension becomes, or multiplies, the kernel's leading dimension.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import _formulas, _state
+from ._formulas import EXACT, SECOND_ORDER, THIRD_ORDER, Rule, Saved, fit, rows
+from ._kernels import LENGTHS_AT, kernels, vmap_by_folding
+
+Grads = tuple[Tensor | None, ...]
+
+
+def _zeros(like: Tensor, lead: int = 1) -> Tensor:
+    return like.new_zeros(lead, *like.shape[1:])
+
+
+def _leads(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if x is None else x.shape[0] for x in tensors)
+
+
+class Forward(Function):
+    """(y, aux, s_n) of the recurrence; the arguments after ``unit_leak`` are the rule's."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        pre: Tensor,
+        y0: Tensor,
+        s0: Tensor,
+        w: Tensor,
+        leak: Tensor,
+        lengths: Tensor | None,
+        form: int,
+        act: int,
+        unit_leak: bool,
+        transport: Tensor | None = None,
+        modulator: Tensor | None = None,
+        rule: Rule = EXACT,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels().leaky_forward(pre, y0, s0, w, leak, lengths, form, act, unit_leak)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pre, y0, s0, w, leak, lengths, form, act, unit_leak, *rest = inputs
+        transport, modulator, rule = rest or (None, None, EXACT)
+        y, aux, _ = output
+        tensors = (y, aux, y0, s0, w, leak, lengths, transport, modulator)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.flags = (form, act, unit_leak)
+        ctx.rule, ctx.pre_lead, ctx.num_inputs = rule, pre.shape[0], len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
+        saved = Saved(*ctx.saved_tensors, *ctx.flags, ctx.rule, ctx.pre_lead)
+        override = _state.backward_override()
+        gy, gaux, gs_n = grads
+        gaux = None if gaux is None or gaux.dim() == 1 else gaux
+        out = _formulas.gradients(
+            saved, (gy, gaux, gs_n), ctx.needs_input_grad, Backward.apply, override
+        )
+        return (*out, *(None,) * (ctx.num_inputs - 5))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        dpre, dy0, ds0, dw, dleak = tangents[:5]
+        y, aux, y0, s0, w, leak, lengths = ctx.saved_tensors[:7]
+        if dw is not None:
+            before = _formulas.shifted(y0, y)
+            moved = torch.matmul(rows(before), dw.transpose(1, 2))
+            moved = moved.reshape(-1, *before.shape[1:])
+            dpre = moved if dpre is None else dpre + moved
+        dy, daux, ds_n, _ = ForwardJvp.apply(
+            _zeros(y) if dpre is None else dpre,
+            _zeros(y0) if dy0 is None else dy0,
+            _zeros(s0) if ds0 is None else ds0,
+            dleak, y, aux, y0, s0, w, leak, lengths, *ctx.flags, False,
+        )  # fmt: skip
+        return dy, daux, ds_n
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        at = LENGTHS_AT["leaky_forward"]
+        return vmap_by_folding(Forward.apply, info.batch_size, in_dims, args, at)
+
+
+class Backward(Function):
+    """(delta, gy0, gs0, lam) of the backward recursion, as a function of gradients and saved values.
+
+    ``y`` and ``aux`` are arguments like any other: what depends on them flows back to ``Forward``.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return kernels().leaky_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        gy, gaux, gs_n, y, aux, w, leak, lengths, form, act, unit_leak, *rule, _ = inputs
+        delta, _, _, lam = output
+        tensors = (gaux, y, aux, w, leak, lengths, delta, lam)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.flags = (form, act, unit_leak)
+        ctx.exact = tuple(rule[:3:2]) == (EXACT.policy, EXACT.window)
+        ctx.leads = _leads(gy, gaux, gs_n, y, aux, w, leak)
+        ctx.state_shape = (y.shape[2], y.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Grads:
+        if not ctx.exact:
+            raise RuntimeError(SECOND_ORDER)
+        gaux, y, aux, w, leak, lengths, delta, lam = ctx.saved_tensors
+        if lam.dim() == 1:
+            raise RuntimeError("leaky_backward needs want_lam=True to be differentiated")
+        saved = (gaux, y, aux, w, leak, lengths, *ctx.flags, delta, lam)
+        out = _formulas.backward_vjp(
+            saved, cotangents, ctx.needs_input_grad, ForwardJvp.apply, Forward.apply
+        )
+        fitted = (
+            None if g is None or lead == 0 else fit(g, lead)
+            for g, lead in zip(out, ctx.leads, strict=True)
+        )
+        return (*fitted, *(None,) * 9)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if not ctx.exact:
+            raise RuntimeError(SECOND_ORDER)
+        dgy, dgaux, dgs_n, dy, daux, dw, dleak = tangents[:7]
+        gaux, y, aux, w, leak, lengths, delta, lam = ctx.saved_tensors
+        if gaux is not None or dgaux is not None:
+            raise RuntimeError(THIRD_ORDER.format(what="forward over reverse over reverse"))
+        form, _, unit_leak = ctx.flags
+        first = None
+        if dw is not None:
+            moved = torch.matmul(rows(delta), dw).reshape(-1, *delta.shape[1:])
+            first = moved[:, 0]
+            moved = torch.cat([moved[:, 1:], torch.zeros_like(moved[:, :1])], 1)
+            dgy = moved if dgy is None else dgy + moved
+        none = aux if form == 0 and unit_leak else _zeros(y)
+        ddelta, dgy0, dgs0, dlam = BackwardJvp.apply(
+            _zeros(y) if dgy is None else dgy,
+            dgs_n,
+            dleak,
+            _zeros(y) if dy is None else dy,
+            none if daux is None else daux,
+            y, aux, lam, delta, w, leak, lengths, *ctx.flags, lam.dim() > 1,
+        )  # fmt: skip
+        return ddelta, dgy0 if first is None else dgy0 + first, dgs0, dlam
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        at = LENGTHS_AT["leaky_backward"]
+        return vmap_by_folding(Backward.apply, info.batch_size, in_dims, args, at)
+
+
+class _Tangent(Function):
+    """A tangent kernel. It is the last of its line: differentiating it again is refused."""
+
+    what = ""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @classmethod
+    def _refuse(cls) -> None:
+        raise RuntimeError(THIRD_ORDER.format(what=cls.what))
+
+
+class ForwardJvp(_Tangent):
+    """(dy, daux, ds_n, du): tangents of the forward recursion."""
+
+    what = "the derivative of a tangent of the forward pass (third order, or reverse over forward)"
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return kernels().leaky_forward_jvp(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
+        ForwardJvp._refuse()
+        return ()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        ForwardJvp._refuse()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        at = LENGTHS_AT["leaky_forward_jvp"]
+        return vmap_by_folding(ForwardJvp.apply, info.batch_size, in_dims, args, at)
+
+
+class BackwardJvp(_Tangent):
+    """(ddelta, dgy0, dgs0, dlam): tangents of the exact backward recursion."""
+
+    what = "the derivative of a tangent of the backward pass (third order)"
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return kernels().leaky_backward_jvp(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
+        BackwardJvp._refuse()
+        return ()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        BackwardJvp._refuse()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        at = LENGTHS_AT["leaky_backward_jvp"]
+        return vmap_by_folding(BackwardJvp.apply, info.batch_size, in_dims, args, at)
