@@ -1,3 +1,42 @@
 """Fast, exact online and biologically plausible learning of recurrent networks in PyTorch."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import curvature as curvature
+    from . import diagnostics as diagnostics
+    from . import functional as functional
+    from . import nn as nn
+    from . import rules as rules
+    from . import study as study
+    from . import tasks as tasks
+    from ._state import exact_gradients as exact_gradients
+    from .nn import FeedbackLinear as FeedbackLinear
+    from .nn import LeakyRNN as LeakyRNN
+
+# where the public names live; they are imported when first used
+_NAMES = {
+    "FeedbackLinear": "nn",
+    "LeakyRNN": "nn",
+    "exact_gradients": "_state",
+}
+_MODULES = ("curvature", "diagnostics", "functional", "nn", "rules", "study", "tasks")
+
+__all__ = ["__version__", *sorted(_NAMES), *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

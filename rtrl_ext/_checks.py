@@ -1,0 +1,113 @@
+"""Checks of arguments, with messages that name the argument, what came and what was expected."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMS = ("rate", "voltage")
+NONLINEARITIES = ("tanh", "relu", "identity", "softplus")
+
+
+def check_tensor(name: str, value: Any) -> Tensor:
+    """``value`` if it is a tensor, else TypeError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor")
+    return value
+
+
+def check_shape(name: str, value: Any, *shapes: tuple[int, ...]) -> Tensor:
+    """A tensor of one of these shapes: TypeError or ValueError."""
+    value = check_tensor(name, value)
+    if tuple(value.shape) not in shapes:
+        expected = " or ".join(str(s) for s in shapes)
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected}")
+    return value
+
+
+def check_like(name: str, value: Tensor, dtype: torch.dtype, device: torch.device, of: str) -> None:
+    """Refuse another dtype (TypeError) or device (ValueError) than that of ``of``."""
+    if value.dtype != dtype:
+        raise TypeError(f"{name} has dtype {value.dtype}; expected {dtype}, as {of}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}; expected {device}, as {of}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """A string among ``choices``: TypeError or ValueError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected one of {', '.join(choices)}")
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    return value
+
+
+def check_size(name: str, value: Any) -> int:
+    """A positive int: TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected at least 1")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A bool, else TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a bool")
+    return value
+
+
+def check_leak(leak: Any, n: int) -> Tensor:
+    """κ as a float64 CPU tensor (n,) with values in (0, 1]: TypeError or ValueError.
+
+    ``leak`` is a number, a scalar tensor or a tensor (n,).
+    """
+    if isinstance(leak, bool) or not isinstance(leak, (int, float, Tensor)):
+        raise TypeError(f"leak is a {type(leak).__name__}; expected a number or a tensor ({n},)")
+    if isinstance(leak, Tensor):
+        if leak.is_complex() or leak.dtype == torch.bool:
+            raise TypeError(f"leak has dtype {leak.dtype}; expected a floating one")
+        if tuple(leak.shape) not in ((), (n,)):
+            raise ValueError(f"leak has shape {tuple(leak.shape)}; expected a scalar or ({n},)")
+    values = torch.as_tensor(leak, dtype=torch.float64, device="cpu").detach()
+    bad = ~((values > 0) & (values <= 1))
+    if bool(bad.any()):
+        came = float(values[bad][0]) if values.dim() else float(values)
+        raise ValueError(f"leak holds {came}; expected values in (0, 1] (κ = dt/τ)")
+    return values.expand(n).clone()
+
+
+def check_mask(mask: Any, n: int) -> Tensor | None:
+    """A bool tensor (n, n), True = connected, or None: TypeError or ValueError."""
+    if mask is None:
+        return None
+    check_shape("mask", mask, (n, n))
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool (True = connected)")
+    return mask
+
+
+def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) -> Tensor | None:
+    """Lengths (B,) as int64 on ``device``, None if all are ``steps``: TypeError or ValueError."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError) as error:
+            came = f"lengths is a {type(lengths).__name__}"
+            raise TypeError(f"{came}; expected an integer tensor ({batch},)") from error
+    whole = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+    if lengths.numel() and not whole:
+        raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers")
+    check_shape("lengths", lengths, (batch,))
+    lengths = lengths.to(device=device, dtype=torch.int64)
+    if torch.compiler.is_compiling() or batch == 0:
+        return lengths
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > steps:
+        came = low if low < 1 else high
+        raise ValueError(f"lengths holds {came}; expected values from 1 to {steps}")
+    return None if low == steps else lengths

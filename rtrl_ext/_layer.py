@@ -1,0 +1,89 @@
+"""One differentiable layer of leaky units: its inputs, then the recurrence under a rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _dispatch, _history
+from .reference import activations
+from .rules import Rule
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """The recurrent weight with the connections that ``mask`` (n, n) lacks set to zero."""
+    return weight if mask is None else torch.where(mask, weight, 0.0)
+
+
+def preactivation(
+    x: Tensor,
+    weight_ih: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    drive: Tensor | None,
+) -> Tensor:
+    """Everything in the pre-activation but the recurrent product, ((R,) T, B, n)."""
+    if bias_ih is None or bias_hh is None:
+        bias = bias_hh if bias_ih is None else bias_ih
+    else:
+        bias = bias_ih + bias_hh
+    if weight_ih.dim() == 2 and (bias is None or bias.dim() == 1):
+        pre = torch.nn.functional.linear(x, weight_ih, bias)
+    else:
+        w = weight_ih if weight_ih.dim() == 3 else weight_ih.unsqueeze(0)
+        pre = _history.times(x if x.dim() == 4 else x.unsqueeze(0), w.transpose(1, 2))
+        if bias is not None:
+            pre = pre + bias[..., None, None, :]
+    return pre if drive is None else pre + drive
+
+
+def initial_output(h0: Tensor, form: str, nonlinearity: str) -> Tensor:
+    """The output that belongs to an initial state."""
+    return h0 if form == "rate" else activations.value(h0, activations.NAMES.index(nonlinearity))
+
+
+def leaky_layer(
+    x: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    leak: Tensor,
+    *,
+    drive: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    form: str = "rate",
+    nonlinearity: str = "tanh",
+    unit_leak: bool = False,
+    rule: Rule,
+    state: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs ((R,) T, B, n) and final state ((R,) B, n) of one layer; arguments already checked.
+
+    x ((R,) T, B, m), h0 ((R,) B, n) or None, weights ((R,) n, m) and ((R,) n, n), biases ((R,) n),
+    leak ((R,) n), drive ((R,) T, B, n). Half-precision arguments are computed in float32 and the
+    results rounded. ``state`` keeps what a stateful rule remembers between calls.
+    """
+    dtype = x.dtype
+    pre = preactivation(x, weight_ih, bias_ih, bias_hh, drive)
+    if h0 is None:
+        h0 = torch.zeros(x.shape[-2], weight_hh.shape[-1], dtype=dtype, device=x.device)
+    w = masked(weight_hh, mask)
+    tensors = (pre, h0, w, leak)
+    if pre.dtype in _HALF:
+        tensors = tuple(t.to(torch.float32) for t in tensors)  # type: ignore[assignment]
+    pre, h0, w, leak = tensors
+    y0 = initial_output(h0, form, nonlinearity)
+    ranks = ((pre, 4), (y0, 3), (h0, 3), (w, 3), (leak, 2))
+    if any(t.dim() == rank for t, rank in ranks):
+        pre, y0, h0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in ranks)
+    y, h_n = _dispatch.leaky_core(
+        pre, y0, h0, w, leak,
+        lengths=lengths, form=form, nonlinearity=nonlinearity, unit_leak=unit_leak,
+        **rule.leaky(w.detach(), leak.detach()),
+    )  # fmt: skip
+    return y.to(dtype), h_n.to(dtype)

@@ -1,0 +1,71 @@
+"""Counter-based random numbers: Philox-4x32-10 in integer tensor arithmetic, and normal deviates
+from it.
+
+A number depends on (seed, stream, step, row, unit) alone, not on what was drawn before, so that a
+sequence's noise can be made at once, step by step, or again, on any device. Salmon et al. 2011
+(Random123).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox-4x32-10: four counter words and two key words to four random words.
+
+    All are int64 tensors that hold 32-bit unsigned values and broadcast together.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # products wrap modulo 2^64, which keeps their bits
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def normal(
+    seed: Tensor, steps: int, batch: int, units: int, *, stream: int = 0, first_step: int = 0
+) -> Tensor:
+    """Standard normal deviates (steps, batch, units), float64, on the seed's device.
+
+    seed: int64 scalar tensor, at least 0. stream: separates draws that share a seed, such as
+        layers.
+    first_step: number of the first step, so that single steps reproduce parts of a sequence.
+    """
+    device = seed.device
+    blocks = (units + 3) // 4
+    step = torch.arange(first_step, first_step + steps, device=device)[:, None, None]
+    row = torch.arange(batch, device=device)[None, :, None]
+    block = torch.arange(blocks, device=device)[None, None, :]
+    other = torch.full((1, 1, 1), stream, dtype=torch.int64, device=device)
+    words = philox((block, row, step & _MASK, other), (seed & _MASK, (seed >> 32) & _MASK))
+    uniform = [(w.to(torch.float64) + 0.5) * 2.0**-32 for w in words]
+    pairs = []
+    for a, b in (uniform[:2], uniform[2:]):
+        radius, angle = torch.sqrt(-2 * torch.log(a)), 2 * math.pi * b
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(pairs, -1).flatten(2)[:, :, :units]
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """An int64 scalar tensor on ``device`` from torch's CPU generator.
+
+    Inside ``torch.func`` transforms it is one and the same seed for everything that is batched.
+    """
+    if torch.compiler.is_compiling():
+        return torch.randint(2**62, (), dtype=torch.int64).to(device)
+    with torch._C._DisableFuncTorch():
+        return torch.randint(2**62, (), dtype=torch.int64).to(device)

@@ -1,0 +1,6 @@
+"""Recurrent modules with the learning rule as an option."""
+
+from .feedback_linear import FeedbackLinear
+from .leaky_rnn import LeakyRNN
+
+__all__ = ["FeedbackLinear", "LeakyRNN"]

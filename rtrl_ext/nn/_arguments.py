@@ -1,0 +1,142 @@
+"""The input conventions of recurrent modules, checked and brought into one layout."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .._checks import check_lengths, check_like, check_shape, check_tensor
+
+
+@dataclass
+class Arguments:
+    """A call's arguments, time-major and batched, and how to hand the results back.
+
+    x (T, B, m); h0 (layers, B, n) or None; drive: per layer (T, B, n) or None; lengths (B,) int64
+    or None.
+    """
+
+    x: Tensor
+    h0: Tensor | None
+    drive: list[Tensor | None]
+    lengths: Tensor | None
+    batch_first: bool
+    unbatched: bool
+    packed: PackedSequence | None
+
+    def results(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Output (T, B, n) and final states (layers, B, n) in the caller's layout."""
+        if self.packed is not None:
+            order = self.packed.sorted_indices
+            lengths = _packed_lengths(self.packed)
+            rows = output if order is None else output.index_select(1, order)
+            data = pack_padded_sequence(rows, lengths)
+            return PackedSequence(
+                data.data, self.packed.batch_sizes, order, self.packed.unsorted_indices
+            ), h_n
+        if self.unbatched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+
+def _packed_lengths(packed: PackedSequence) -> Tensor:
+    """The lengths in the packed (falling) order, on the CPU."""
+    sizes = packed.batch_sizes
+    rows = torch.arange(int(sizes[0]))
+    return (sizes.unsqueeze(1) > rows).sum(0)
+
+
+def prepare(
+    x: Any,
+    h0: Any,
+    drive: Any,
+    lengths: Any,
+    *,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    batch_first: bool,
+    weight: Tensor,
+    any_dtype: bool,
+) -> Arguments:
+    """Check a recurrent module's arguments (TypeError, ValueError) and bring them into one layout.
+
+    ``weight`` gives the expected dtype and device; ``any_dtype`` (autocast) allows other floating
+    dtypes.
+    """
+    packed = None
+    if isinstance(x, PackedSequence):
+        packed = x
+        if lengths is not None:
+            raise ValueError("lengths came with a PackedSequence, which has its own; expected None")
+        x, lengths = pad_packed_sequence(packed)
+        batch_first_x = False
+    else:
+        check_tensor("x", x)
+        batch_first_x = batch_first
+    ranks = "(B, T, input_size)" if batch_first_x else "(T, B, input_size)"
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected {ranks} or (T, input_size)")
+    if x.shape[-1] != input_size:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected its last size to be {input_size}")
+    unbatched = x.dim() == 2
+
+    def check(name: str, value: Tensor) -> None:
+        if any_dtype and value.is_floating_point():
+            check_like(name, value, value.dtype, weight.device, "the weights")
+        else:
+            check_like(name, value, weight.dtype, weight.device, "the weights")
+
+    check("x", x)
+    if unbatched:
+        x = x.unsqueeze(1)
+    elif batch_first_x:
+        x = x.transpose(0, 1)
+    steps, batch = x.shape[:2]
+    if steps == 0:
+        raise ValueError("x has T = 0 steps; expected at least one")
+    n, one = hidden_size, (batch,) if not unbatched else ()
+    if h0 is not None:
+        check_shape("h0", h0, (num_layers, *one, n))
+        check("h0", h0)
+        h0 = h0.unsqueeze(1) if unbatched else h0
+    if unbatched and lengths is not None:
+        raise ValueError("lengths came with an unbatched x; expected a batch (T, B, input_size)")
+    return Arguments(
+        x,
+        h0,
+        _drives(drive, check, steps, batch, n, num_layers, batch_first, unbatched),
+        check_lengths(lengths, steps, batch, x.device),
+        batch_first,
+        unbatched,
+        packed,
+    )
+
+
+def _drives(
+    drive: Any,
+    check: Any,
+    steps: int,
+    batch: int,
+    n: int,
+    layers: int,
+    batch_first: bool,
+    unbatched: bool,
+) -> list[Tensor | None]:
+    if drive is None:
+        return [None] * layers
+    if unbatched:
+        shape: tuple[int, ...] = (steps, n)
+    else:
+        shape = (batch, steps, n) if batch_first else (steps, batch, n)
+    check_shape("drive", drive, shape, (layers, *shape))
+    check("drive", drive)
+    each = drive if drive.dim() > len(shape) else drive.unsqueeze(0)
+    if unbatched:
+        each = each.unsqueeze(2)
+    elif batch_first:
+        each = each.transpose(1, 2)
+    rows: list[Tensor | None] = list(each.unbind(0))
+    return rows + [None] * (layers - len(rows))

@@ -1,0 +1,203 @@
+"""What all recurrent modules share: parameters, layers, mask, input conventions, the rule."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import _state
+from .._checks import check_flag, check_mask, check_size
+from .._layer import masked
+from ..rules import BPTT, Rule, get
+from ._arguments import prepare
+
+_EXACT = BPTT()
+
+
+class RecurrentBase(nn.Module):
+    """Base of the recurrent modules; a cell says how one of its layers runs (`_run_layer`).
+
+    Parameters carry the names and shapes of ``torch.nn.RNNBase``, for each layer i:
+    ``weight_ih_l{i}`` (G·n, m), ``weight_hh_l{i}`` (G·n, n), ``bias_ih_l{i}`` and ``bias_hh_l{i}``
+    (G·n,).
+    """
+
+    cell: ClassVar[str]
+    gates: ClassVar[int] = 1
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        *,
+        autapses: bool = True,
+        mask: Tensor | None = None,
+        rule: str | Rule = "bptt",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.input_size = check_size("input_size", input_size)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.num_layers = check_size("num_layers", num_layers)
+        self.bias = check_flag("bias", bias)
+        self.batch_first = check_flag("batch_first", batch_first)
+        self.dropout = 0.0
+        self.bidirectional = False
+        self.proj_size = 0
+        check_flag("autapses", autapses)
+        self.rule = rule  # type: ignore[assignment]
+        connected = check_mask(mask, hidden_size)
+        if not autapses:
+            others = ~torch.eye(hidden_size, dtype=torch.bool)
+            connected = others if connected is None else connected.cpu() & others
+        self._mask_source = None if connected is None else connected.detach().cpu().clone()
+        self.register_buffer(
+            "mask",
+            None if self._mask_source is None else self._mask_source.to(device=device, copy=True),
+            persistent=False,
+        )
+        self._all_weights: list[list[str]] = []
+        rows = self.gates * hidden_size
+        for layer in range(num_layers):
+            shapes: dict[str, tuple[int, ...]] = {
+                f"weight_ih_l{layer}": (rows, input_size if layer == 0 else hidden_size),
+                f"weight_hh_l{layer}": (rows, hidden_size),
+            }
+            if bias:
+                shapes |= {f"bias_ih_l{layer}": (rows,), f"bias_hh_l{layer}": (rows,)}
+            for name, shape in shapes.items():
+                empty = torch.empty(shape, device=device, dtype=dtype)
+                if not empty.is_floating_point():
+                    raise TypeError(f"dtype is {empty.dtype}; expected a floating one")
+                self.register_parameter(name, nn.Parameter(empty))
+            self._all_weights.append(list(shapes))
+        self.reset_parameters()
+
+    @property
+    def rule(self) -> Rule:
+        """The learning rule in force; takes a name or a rule object."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: str | Rule) -> None:
+        chosen = get(rule)
+        chosen.check(self.cell, self.hidden_size)
+        self._rule = chosen
+        # what a stateful rule remembers, one slot per layer
+        self._rule_states: list[dict[str, Any]] = [{} for _ in range(self.num_layers)]
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer, in the order of ``torch.nn.RNNBase``."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    def reset_parameters(self) -> None:
+        """Draw all weights and biases anew, uniform in ±1/sqrt(n), as ``torch.nn.RNNBase`` does."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for weights in self.all_weights:
+            for weight in weights:
+                nn.init.uniform_(weight, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing; here for code written for ``torch.nn.RNNBase``."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "RecurrentBase":
+        was_meta = self.mask is not None and self.mask.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and self.mask is not None and not self.mask.is_meta:
+            self.mask.copy_(self._mask_source)  # type: ignore[arg-type]
+        return self
+
+    def _recurrent_weight(self, layer: int) -> Tensor:
+        return masked(getattr(self, f"weight_hh_l{layer}"), self.mask)
+
+    def _run_layer(
+        self,
+        layer: int,
+        x: Tensor,
+        h0: Tensor | None,
+        drive: Tensor | None,
+        lengths: Tensor | None,
+        rule: Rule,
+        seed: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs (T, B, n) and final state (B, n) of one layer."""
+        raise NotImplementedError
+
+    def _noise_seed(self, device: torch.device) -> Tensor | None:
+        """The seed of this call's noise; None for a cell without noise."""
+        return None
+
+    def forward(
+        self,
+        x: Tensor | PackedSequence,
+        h0: Tensor | None = None,
+        *,
+        drive: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run whole sequences.
+
+        x: (T, B, input_size), (B, T, input_size) with ``batch_first``, (T, input_size) unbatched,
+            or a PackedSequence.
+        h0: initial states (layers, B, n), zeros if None; (layers, n) for an unbatched x.
+        drive: added to the pre-activations of the first layer, shaped as the output; or with a
+            leading dimension (layers, ...) one for each layer.
+        lengths: (B,) integers from 1 to T: outputs past a row's length are zero, ``h_n`` is its
+            last state.
+
+        Returns the outputs of the last layer (T, B, n), laid out as ``x`` is, and the final states
+        (layers, B, n). T = 0 is refused, B = 0 gives empty results.
+        Raises TypeError for wrong types or mixed dtypes, ValueError for wrong shapes or devices.
+        """
+        weight: Tensor = getattr(self, self._all_weights[0][0])
+        half = None
+        if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
+            half = torch.get_autocast_dtype(weight.device.type)
+        args = prepare(
+            x, h0, drive, lengths,
+            input_size=self.input_size, hidden_size=self.hidden_size, num_layers=self.num_layers,
+            batch_first=self.batch_first, weight=weight, any_dtype=half is not None,
+        )  # fmt: skip
+        rule = _EXACT if _state.exact_enabled() else self.rule
+        seed = self._noise_seed(args.x.device)
+        if half is None:
+            output, h_n = self._run(args, rule, seed)
+        else:
+            args.x = args.x.to(half)
+            args.h0 = None if args.h0 is None else args.h0.to(half)
+            args.drive = [None if d is None else d.to(half) for d in args.drive]
+            with torch.autocast(weight.device.type, enabled=False):
+                output, h_n = self._run(args, rule, seed)
+        return args.results(output, h_n)
+
+    def _run(self, args: Any, rule: Rule, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, finals = args.x, []
+        for layer in range(self.num_layers):
+            h0 = None if args.h0 is None else args.h0[layer]
+            y, h_n = self._run_layer(layer, y, h0, args.drive[layer], args.lengths, rule, seed)
+            finals.append(h_n)
+        return y, torch.stack(finals)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        if self.num_layers != 1:
+            parts.append(f"num_layers={self.num_layers}")
+        if not self.bias:
+            parts.append("bias=False")
+        if self.batch_first:
+            parts.append("batch_first=True")
+        if self.mask is not None and not self.mask.is_meta:
+            parts.append(f"connected={int(self.mask.sum())}/{self.mask.numel()}")
+        parts.append(f"rule={self.rule!r}")
+        return ", ".join(parts)

@@ -1,0 +1,161 @@
+"""A linear readout whose backward pass may use weights of its own (feedback alignment)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _state
+
+_SECOND = (
+    "the gradient through random feedback is not the gradient of a function and has no derivative "
+    "of its own; use rtrl_ext.exact_gradients() around the forward call"
+)
+
+
+class _InputGradient(torch.autograd.Function):
+    """``g @ feedback``; refuses to be differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, feedback: Tensor) -> Tensor:
+        return g @ feedback
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_SECOND)
+
+
+class _FeedbackProduct(torch.autograd.Function):
+    """``x @ weight.T`` whose gradient for x goes through ``feedback`` in place of ``weight``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, _, feedback = ctx.saved_tensors
+        gx = _InputGradient.apply(g, feedback) if ctx.needs_input_grad[0] else None
+        gw = None
+        if ctx.needs_input_grad[1]:
+            gw = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        return gx, gw, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, _: Any) -> Tensor:  # type: ignore[override]
+        x, weight, _feedback = ctx.saved_tensors
+        out = x.new_zeros(*x.shape[:-1], weight.shape[0])
+        if dx is not None:
+            out = out + nn.functional.linear(dx, weight)
+        if dw is not None:
+            out = out + nn.functional.linear(x, dw)
+        return out
+
+
+class FeedbackLinear(nn.Module):
+    """``torch.nn.Linear`` that can send errors back through fixed weights of its own.
+
+    With ``feedback="random"`` (Lillicrap et al. 2016) or a tensor, the gradient of the input is
+    ``g @ feedback`` with a fixed ``feedback`` (out, in), kept as a buffer in the state dict; weight
+    and bias get their exact gradients. ``rtrl_ext.exact_gradients()`` undoes it.
+
+    in_features, out_features, bias: as in ``torch.nn.Linear``.
+    feedback: "symmetric" (an ordinary linear layer), "random" (uniform in ±1/sqrt(in_features), as
+        the weight's initialisation) or a floating tensor (out_features, in_features), copied.
+    seed: int for "random"; None draws one from torch's generator.
+
+    Raises TypeError for wrong types, ValueError for wrong values or shapes.
+    """
+
+    feedback: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        feedback: str | Tensor = "symmetric",
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name} is a {type(size).__name__}; expected an int")
+            if size < 1:
+                raise ValueError(f"{name} is {size}; expected at least 1")
+        shape = (out_features, in_features)
+        if isinstance(feedback, str):
+            if feedback not in ("symmetric", "random"):
+                raise ValueError(
+                    f"feedback is {feedback!r}; expected 'symmetric', 'random' or a tensor {shape}"
+                )
+        elif not isinstance(feedback, Tensor):
+            raise TypeError(
+                f"feedback is a {type(feedback).__name__}; expected 'symmetric', 'random' or "
+                "a tensor"
+            )
+        elif tuple(feedback.shape) != shape:
+            raise ValueError(f"feedback has shape {tuple(feedback.shape)}; expected {shape}")
+        elif not feedback.is_floating_point():
+            raise TypeError(f"feedback has dtype {feedback.dtype}; expected a floating one")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed is a {type(seed).__name__}; expected an int or None")
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+        matrix: Tensor | None = None
+        if isinstance(feedback, Tensor):
+            matrix = feedback.detach().to(self.weight).clone()
+        elif feedback == "random":
+            generator = torch.Generator()
+            generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+            bound = 1 / math.sqrt(in_features)
+            values = torch.rand(shape, generator=generator, dtype=torch.float64)
+            matrix = ((2 * values - 1) * bound).to(self.weight)
+        self.register_buffer("feedback", matrix)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew as ``torch.nn.Linear`` does; the feedback weights stay."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if self.feedback is None or _state.exact_enabled():
+            return nn.functional.linear(x, self.weight, self.bias)
+        out = _FeedbackProduct.apply(x, self.weight, self.feedback)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.feedback is None else "fixed"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, feedback={kind}"
+        )

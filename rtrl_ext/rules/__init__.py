@@ -1,0 +1,32 @@
+"""Learning rules: what they are, by object or by name.
+
+``get`` turns a name into a rule, ``parse`` reads the command line's spelling ``name:key=value``,
+``table`` lists them all.
+"""
+
+# the order of imports is the order of the table
+# isort: off
+from .base import Rule, get, known, parse, table
+from .bptt import BPTT
+from .tbptt import TBPTT
+from .immediate import Immediate
+from .eprop import EProp
+from .snap1 import SnAp1
+from .mdgl import MDGL
+from .modprop import ModProp
+# isort: on
+
+__all__ = [
+    "BPTT",
+    "MDGL",
+    "TBPTT",
+    "EProp",
+    "Immediate",
+    "ModProp",
+    "Rule",
+    "SnAp1",
+    "get",
+    "known",
+    "parse",
+    "table",
+]

@@ -1,0 +1,237 @@
+"""What a learning rule is, how it is looked up by name, and the table of all of them."""
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .._history import Adjoint, LeakyHistory
+
+# the transport policies of the backward kernel
+FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
+
+
+class Rule:
+    """A learning rule: what its backward recursion carries from one time step to the one before.
+
+    Rules are immutable values: they compare equal when their parameters do, and can be copied and
+        pickled.
+    A subclass is a frozen dataclass that says in ``leaky`` how a `LeakyRNN` runs it.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    cells: ClassVar[tuple[str, ...]] = ("LeakyRNN",)
+    modes: ClassVar[tuple[str, ...]] = ("sequence",)
+    cost: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    #: whether `get` makes the rule from its name
+    named: ClassVar[bool] = True
+
+    @property
+    def native(self) -> bool:
+        """Whether one pass of the backward kernel, set up by `leaky`, is the whole rule."""
+        return True
+
+    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+        """The backward kernel's settings for a `LeakyRNN` layer.
+
+        ``w`` ((R,) n, n) is the recurrent weight, mask applied, row = postsynaptic unit; ``leak``
+        ((R,) n). The result holds ``policy`` and, where they differ from their defaults,
+        ``transport``, ``mu``, ``window``, ``decay``, ``modulator``.
+        """
+        raise NotImplementedError(f"the rule {self.name!r} has no kernel policy for LeakyRNN")
+
+    def leaky_adjoint(
+        self, history: "LeakyHistory", gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
+    ) -> "Adjoint":
+        """The rule's own adjoints for one layer's saved history.
+
+        ``gy`` (L, T, B, n) is the gradient of the outputs, ``gs_n`` (L, B, n) that of the final
+        state.
+        """
+        return history.backward(gy, gs_n, want_lam, **self.leaky(history.w, history.leak))
+
+    def check(self, cell: str, hidden_size: int) -> None:
+        """Refuse a cell for which the rule isn't defined, or parameters of another size.
+
+        Raises ValueError naming the cells that go with the rule.
+        """
+        if cell not in self.cells:
+            raise ValueError(
+                f"rule {self.name!r} is not defined for {cell}; "
+                f"it goes with {', '.join(self.cells)}"
+            )
+
+    def _parameters(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value is field.default and not isinstance(value, Tensor):
+                continue
+            if isinstance(value, Tensor):
+                text = f"<{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)}>"
+            else:
+                text = repr(value)
+            shown.append(f"{field.name}={text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        mine, theirs = self._parameters(), other._parameters()  # type: ignore[attr-defined]
+        return all(_same(mine[key], theirs[key]) for key in mine)
+
+    def __hash__(self) -> int:
+        plain = [v for v in self._parameters().values() if isinstance(v, (int, float, str, Rule))]
+        return hash((type(self), *plain))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            return False
+        return a is b or (a.device == b.device and a.dtype == b.dtype and torch.equal(a, b))
+    return bool(a == b)
+
+
+R = TypeVar("R", bound=type[Rule])
+_classes: list[type[Rule]] = []
+
+
+def register(cls: R) -> R:
+    """Class decorator: enter a rule into the table and, if ``named``, under its names."""
+    _classes.append(cls)
+    return cls
+
+
+def _by_name() -> dict[str, type[Rule]]:
+    return {n: c for c in _classes if c.named for n in (c.name, *c.aliases)}
+
+
+def known() -> list[str]:
+    """The names that `get` takes, each followed by its aliases."""
+    return list(_by_name())
+
+
+def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
+    """A rule from its name and parameters; a rule object is returned as it is.
+
+    Raises ValueError for an unknown name, a missing or unknown parameter or a bad value, TypeError
+    for anything that is neither a name nor a rule.
+
+    Example: ``get("tbptt", k=5)``.
+    """
+    if isinstance(name_or_rule, Rule):
+        if parameters:
+            raise ValueError(
+                f"parameters {sorted(parameters)} came with the rule object {name_or_rule!r}; "
+                "expected them only with a name"
+            )
+        return name_or_rule
+    if not isinstance(name_or_rule, str):
+        raise TypeError(
+            f"rule is a {type(name_or_rule).__name__}; "
+            "expected a name or an object of rtrl_ext.rules"
+        )
+    classes = _by_name()
+    cls = classes.get(name_or_rule.strip().lower().replace("_", "-"))
+    if cls is None:
+        raise ValueError(f"unknown rule {name_or_rule!r}; known rules: {', '.join(classes)}")
+    accepted = inspect.signature(cls).parameters
+    unknown = sorted(set(parameters) - set(accepted))
+    if unknown:
+        takes = ", ".join(accepted) or "no parameters"
+        raise ValueError(
+            f"rule {cls.name!r} has no parameter {', '.join(unknown)}; it takes {takes}"
+        )
+    missing = [
+        p.name for p in accepted.values() if p.default is p.empty and p.name not in parameters
+    ]
+    if missing:
+        raise ValueError(
+            f"rule {cls.name!r} needs {' and '.join(missing)}: use rules.get({cls.name!r}, "
+            f"{', '.join(f'{m}=...' for m in missing)}), "
+            f"on the command line {cls.name}:{missing[0]}=..."
+        )
+    return cls(**parameters)
+
+
+def parse(text: str) -> Rule:
+    """A rule from the command line's spelling ``name:key=value:key=value``.
+
+    Values are Python literals; ``true`` and ``false`` count as booleans, a bare word as a string.
+
+    Raises ValueError as `get` does, and for a malformed text.
+
+    Example: ``parse("modprop:mu=0.3:cell_specific=true")``.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text is a {type(text).__name__}; expected a str such as 'tbptt:k=5'")
+    name, *parts = text.split(":")
+    parameters: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or not key or key in parameters:
+            raise ValueError(f"rule {text!r}: got {part!r}; expected key=value, each key once")
+        parameters[key] = _literal(value.strip())
+    return get(name, **parameters)
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def table() -> list[dict[str, Any]]:
+    """Every rule: name, aliases, parameters, cells, modes, cost per step, source.
+
+    One dict a rule, in the order of the documentation; sizes in ``cost`` are B batch, n hidden, m
+    inputs.
+    """
+    return [
+        {
+            "name": cls.name,
+            "aliases": list(cls.aliases),
+            "parameters": str(inspect.signature(cls)).partition(" -> ")[0],
+            "cells": list(cls.cells),
+            "modes": list(cls.modes),
+            "cost": cls.cost,
+            "source": cls.source,
+        }
+        for cls in _classes
+    ]
+
+
+def check_number(rule: str, name: str, value: Any, low: float, high: float, expected: str) -> float:
+    """``value`` as a float in [low, high]: TypeError or ValueError naming rule and parameter."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{rule}: {name} is a {type(value).__name__}; expected {expected}")
+    if not low <= value <= high:
+        raise ValueError(f"{rule}: {name} is {value}; expected {expected}")
+    return float(value)
+
+
+def check_count(rule: str, name: str, value: Any) -> int:
+    """``value`` as an int of at least 1: TypeError or ValueError naming rule and parameter."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{rule}: {name} is a {type(value).__name__}; expected an int")
+    if value < 1:
+        raise ValueError(f"{rule}: {name} is {value}; expected at least 1")
+    return value
+
+
+StepFactor = Callable[[int], float]

@@ -1,0 +1,21 @@
+"""Backpropagation through time: the exact gradient."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .base import FULL, Rule, register
+
+
+@register
+@dataclass(frozen=True, eq=False, repr=False)
+class BPTT(Rule):
+    """Backpropagation through time (Rumelhart et al. 1986; Werbos 1990): the exact gradient."""
+
+    name: ClassVar[str] = "bptt"
+    cost: ClassVar[str] = "6 B n (n + m) - 2 B n m without input gradient; history 3 B n numbers"
+    source: ClassVar[str] = "Werbos 1990"
+
+    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+        return {"policy": FULL}

@@ -1,0 +1,24 @@
+"""SnAp-1: the diagonal of the full Jacobian."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .base import DIAGONAL, Rule, register
+
+
+@register
+@dataclass(frozen=True, eq=False, repr=False)
+class SnAp1(Rule):
+    """Credit through each unit's own leak and its own self-weight ``W_ii``. Menick et al. 2021.
+
+    Equals RTRL whose influence matrix keeps, for each parameter, only the unit that owns it.
+    """
+
+    name: ClassVar[str] = "snap1"
+    cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
+    source: ClassVar[str] = "Menick et al. 2021"
+
+    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+        return {"policy": DIAGONAL}

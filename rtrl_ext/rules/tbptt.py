@@ -1,0 +1,34 @@
+"""Truncated backpropagation through time."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .base import FULL, Rule, check_count, register
+
+
+@register
+@dataclass(frozen=True, eq=False, repr=False)
+class TBPTT(Rule):
+    """Backpropagation through time inside chunks of ``k`` steps, counted from the end of the
+    sequence.
+
+    The gradient stops at the states of steps T-k, T-2k, ... > 0 (with ``lengths``: counted from
+    each sequence's own end), so ``TBPTT(T)`` is BPTT and ``TBPTT(1)`` is `Immediate`. Williams &
+    Peng 1990.
+
+    Raises TypeError or ValueError unless ``k`` is an int of at least 1.
+    """
+
+    k: int
+
+    name: ClassVar[str] = "tbptt"
+    cost: ClassVar[str] = "as bptt"
+    source: ClassVar[str] = "Williams & Peng 1990"
+
+    def __post_init__(self) -> None:
+        check_count("tbptt", "k", self.k)
+
+    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+        return {"policy": FULL, "window": self.k}
