@@ -1,0 +1,1 @@
+"""What the library is compared with: the same mathematics written the usual ways."""
