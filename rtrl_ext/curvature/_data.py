@@ -1,0 +1,196 @@
+"""Data of the operators: one pair or an iterable of pairs, split into batches and weighted."""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Pair = tuple[Any, Any]
+
+
+def is_pair(data: Any) -> bool:
+    """Whether ``data`` is one ``(x, target)`` rather than an iterable of such pairs."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    both = [isinstance(d, tuple | list) and len(d) == 2 for d in data]
+    return not all(both)
+
+
+class Batches:
+    """Pairs ``(x, target)``, each of at most ``batch_size`` sequences, the same in every pass.
+
+    Args:
+        data: ``(x, target)`` or an iterable of such pairs. An iterator or a generator is read once
+            and kept. Other iterables (a ``DataLoader``) are read again in every pass, under the
+            same random state.
+        batch_size: split every pair into pieces of this many sequences (None: don't split).
+        batch_dim: dimension of ``x`` that counts the sequences.
+        target_batch_dim: the same of the target; None means ``batch_dim`` if that dimension has the
+            batch's size, else 0.
+        num_terms: weight of a piece from its target; None means ``target.numel()``.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        batch_dim: int = 1,
+        target_batch_dim: int | None = None,
+        num_terms: Callable[[Any], int] | None = None,
+    ) -> None:
+        if batch_size is not None:
+            batch_size = _index(batch_size, "batch_size")
+            if batch_size < 1:
+                raise ValueError(f"batch_size: got {batch_size}, expected None or at least 1")
+        if num_terms is not None and not callable(num_terms):
+            raise TypeError(
+                f"num_terms: got {type(num_terms).__name__}, expected a function of the target"
+            )
+        self.batch_size = batch_size
+        self.batch_dim = _index(batch_dim, "batch_dim")
+        self.target_batch_dim = (
+            None if target_batch_dim is None else _index(target_batch_dim, "target_batch_dim")
+        )
+        self.num_terms = num_terms
+        self._pairs = self._source(data)
+        if isinstance(self._pairs, list):
+            for pair in self._pairs:  # refuse now what no product could use
+                for _ in self._split(pair):
+                    pass
+
+    @staticmethod
+    def _source(data: Any) -> Iterable[Any]:
+        if is_pair(data):
+            return [tuple(data)]
+        if isinstance(data, Tensor) or not isinstance(data, Iterable):
+            raise TypeError(
+                f"data: got {type(data).__name__}, expected (x, target) or an iterable of such "
+                "pairs"
+            )
+        if isinstance(data, tuple | list) or iter(data) is data:
+            pairs = [_check_pair(p) for p in data]
+            if not pairs:
+                raise ValueError("data: got no batch, expected at least one (x, target)")
+            return pairs
+        return data
+
+    def __iter__(self) -> Iterator[Pair]:
+        empty = True
+        with _replayed(self._pairs):
+            for pair in self._pairs:
+                empty = False
+                yield from self._split(_check_pair(pair))
+        if empty:
+            raise ValueError("data: the iterable gave no batch, expected at least one (x, target)")
+
+    def weight(self, target: Any) -> float:
+        """Number of valid terms in a piece's loss."""
+        if self.num_terms is None:
+            leaves = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
+            if not leaves:
+                raise TypeError(
+                    f"target: got {type(target).__name__}, expected a tensor (or give num_terms=)"
+                )
+            return float(sum(t.numel() for t in leaves))
+        terms = self.num_terms(target)
+        value = float(terms.item() if isinstance(terms, Tensor) else terms)
+        if not value >= 0:
+            raise ValueError(f"num_terms: returned {value}, expected a number >= 0")
+        return value
+
+    def _split(self, pair: Pair) -> Iterator[Pair]:
+        x, target = pair
+        if self.batch_size is None:
+            yield pair
+            return
+        count, xdim, tdim = self.dims(x, target)
+        if count <= self.batch_size:
+            yield pair
+            return
+        yield from zip(
+            x.split(self.batch_size, xdim), target.split(self.batch_size, tdim), strict=True
+        )
+
+    def dims(self, x: Any, target: Any) -> tuple[int, int, int]:
+        """Number of sequences, and the dimensions of ``x`` and ``target`` that count them."""
+        for name, value in (("x", x), ("target", target)):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"data: {name} is {type(value).__name__}; only tensors can be split into "
+                    "sequences, give an iterable of smaller batches instead of batch_size"
+                )
+        if not -x.dim() <= self.batch_dim < x.dim():
+            raise ValueError(f"batch_dim: got {self.batch_dim}, but x has shape {tuple(x.shape)}")
+        count = x.shape[self.batch_dim]
+        return count, self.batch_dim, self._target_dim(target, count)
+
+    def _target_dim(self, target: Tensor, count: int) -> int:
+        if self.target_batch_dim is not None:
+            dim = self.target_batch_dim
+            if not -target.dim() <= dim < target.dim() or target.shape[dim] != count:
+                raise ValueError(
+                    f"target_batch_dim: got {dim}, but the target has shape {tuple(target.shape)} "
+                    f"and the batch {count} sequences"
+                )
+            return dim
+        return batch_dim_of(target, self.batch_dim, count, "target")
+
+
+def batch_dim_of(t: Tensor, batch_dim: int, count: int, name: str) -> int:
+    """``batch_dim`` if that dimension of ``t`` has size ``count``, else 0; ambiguity is refused."""
+    shape = tuple(t.shape)
+    at_dim = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == count
+    at_zero = t.dim() > 0 and t.shape[0] == count
+    if at_dim and at_zero and batch_dim % t.dim() != 0:
+        raise ValueError(
+            f"{name}: shape {shape} has {count} entries along dimension 0 and along dimension "
+            f"{batch_dim}; say which counts the sequences (target_batch_dim=)"
+        )
+    if at_dim:
+        return batch_dim
+    if at_zero:
+        return 0
+    raise ValueError(
+        f"{name}: shape {shape} has the batch's {count} sequences neither along dimension "
+        f"{batch_dim} nor along 0"
+    )
+
+
+def _check_pair(pair: Any) -> Pair:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        size = f" of length {len(pair)}" if isinstance(pair, tuple | list) else ""
+        raise TypeError(
+            f"data: got an entry of type {type(pair).__name__}{size}, expected (x, target)"
+        )
+    return pair[0], pair[1]
+
+
+def _index(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an integer") from None
+
+
+@contextmanager
+def _replayed(source: Any) -> Iterator[None]:
+    """A loader's own generator is put back, so that the next pass sees the same batches."""
+    own = [
+        g
+        for g in (
+            getattr(source, "generator", None),
+            getattr(getattr(source, "sampler", None), "generator", None),
+        )
+        if isinstance(g, torch.Generator)
+    ]
+    states = [g.get_state() for g in own]
+    try:
+        yield
+    finally:
+        for g, s in zip(own, states, strict=True):
+            g.set_state(s)

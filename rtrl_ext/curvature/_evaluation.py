@@ -1,0 +1,211 @@
+"""Conditions under which every product is evaluated, and the model as a function of parameters."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from .. import _state
+from ._data import Batches, batch_dim_of
+
+SEED = 0x5EED
+_TORCH_RNNS = (nn.RNN, nn.GRU, nn.LSTM)
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Exact gradients, full precision, no autocast; torch's random state is put back afterwards.
+
+    torch's own RNNs are run without oneDNN and cuDNN, whose fused layers have no second
+    derivatives.
+    """
+    cuda = device.type == "cuda"
+    with ExitStack() as stack:
+        stack.enter_context(_state.exact_gradients())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(_full_precision())
+        stack.enter_context(kept_random_state(device))
+        if any(isinstance(m, _TORCH_RNNS) for m in model.modules()):
+            if cuda:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            else:
+                stack.enter_context(_without_onednn())
+        if "torch._dynamo" in sys.modules:  # compiled parts would hide from torch.func
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """torch's default generators of the CPU and of ``device``."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    return generators
+
+
+@contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """The default generators of the CPU and of ``device`` are put back on leaving."""
+    generators = _generators(device)
+    states = [g.get_state() for g in generators]
+    try:
+        yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 GEMMs without TF32 or bfloat16 passes, which ruin Krylov methods."""
+    before = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.allow_tf32
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def check_modules(model: nn.Module) -> None:
+    """Refuse layers that tie the sequences of a batch together."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise ValueError(
+                f"model: {name or 'itself'} is a {type(module).__name__} that uses batch "
+                "statistics; put it into evaluation mode (model.eval()), so that the loss is a "
+                "mean over sequences"
+            )
+
+
+class Problem:
+    """The loss as a function of the chosen parameters; everything else is held fixed.
+
+    ``functional_call`` keeps the module's own parameters, buffers and ``.grad`` out of reach:
+    the other parameters enter detached, the buffers as copies. Every call of the model starts from
+    the random state ``seed``: dropout masks and noise are the same in all passes over one batch, so
+    that primal values and tangents belong to one function.
+    """
+
+    seed = SEED
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        params: Mapping[str, Tensor],
+        batches: Batches,
+    ) -> None:
+        if not callable(loss_fn):
+            raise TypeError(
+                f"loss_fn: got {type(loss_fn).__name__}, expected a function of (output, target)"
+            )
+        self.model = model
+        self.loss_fn = loss_fn
+        self.params = params
+        self.batches = batches
+
+    def point(self) -> dict[str, Tensor]:
+        """The chosen parameters' present values, detached."""
+        return {name: p.detach() for name, p in self.params.items()}
+
+    def output(self, point: Mapping[str, Tensor], x: Any) -> Any:
+        """The model's output at ``point`` (name to tensor)."""
+        state: dict[str, Tensor] = {
+            name: p.detach() for name, p in self.model.named_parameters() if name not in point
+        }
+        state.update((name, b.clone()) for name, b in self.model.named_buffers())
+        state.update(point)
+        for g in _generators(next(iter(point.values())).device):
+            g.manual_seed(self.seed)
+        return functional_call(self.model, state, (x,))
+
+    def loss(self, output: Any, target: Any) -> Tensor:
+        """The scalar loss, checked."""
+        value = self.loss_fn(output, target)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"loss_fn: returned {type(value).__name__}, expected a scalar tensor")
+        if value.numel() != 1:
+            raise ValueError(
+                f"loss_fn: returned shape {tuple(value.shape)}, expected a scalar (mean over terms)"
+            )
+        if not value.is_floating_point():
+            raise TypeError(f"loss_fn: returned {value.dtype}, expected a floating scalar")
+        return value.reshape(())
+
+    def value(self, point: Mapping[str, Tensor], x: Any, target: Any) -> Tensor:
+        """The loss at ``point``."""
+        return self.loss(self.output(point, x), target)
+
+    def sequence_losses(self, point: Mapping[str, Tensor], x: Any, target: Any) -> Tensor:
+        """The losses (B,) of the single sequences, from one pass over the batch."""
+        count, xdim, tdim = self.batches.dims(x, target)
+        output = Leaves(self.output(point, x))
+        dims = [batch_dim_of(o, xdim, count, "model output") for o in output.tensors]
+
+        def one(b: int) -> Tensor:
+            parts = [o.narrow(d, b, 1) for o, d in zip(output.tensors, dims, strict=True)]
+            return self.loss(output.rebuild(tuple(parts)), target.narrow(tdim, b, 1))
+
+        return torch.stack([one(b) for b in range(count)])
+
+
+class Leaves:
+    """The floating tensors inside a nested value (``tensors``) apart from the rest.
+
+    ``others`` holds the remaining tensors, such as the batch sizes of a ``PackedSequence``.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._all, self._spec = pytree.tree_flatten(value)
+        self._at = [i for i, leaf in enumerate(self._all) if _is_tensor(leaf, True)]
+        self._rest = [i for i, leaf in enumerate(self._all) if _is_tensor(leaf, False)]
+        self.tensors = tuple(self._all[i] for i in self._at)
+        self.others = tuple(self._all[i] for i in self._rest)
+
+    def rebuild(self, tensors: tuple[Tensor, ...], others: tuple[Tensor, ...] | None = None) -> Any:
+        """The nested value with ``tensors`` (and ``others``, if given) in place of its own."""
+        leaves = list(self._all)
+        for i, t in zip(self._at, tensors, strict=True):
+            leaves[i] = t
+        if others is not None:
+            for i, t in zip(self._rest, others, strict=True):
+                leaves[i] = t
+        return pytree.tree_unflatten(leaves, self._spec)
+
+
+def _is_tensor(leaf: Any, floating: bool) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() == floating
+
+
+def zeros(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Dense zero tangents.
+
+    torch 2.13 writes into the symbolic zeros that it makes for inputs without a tangent
+    (``F.mse_loss`` with reduction "mean": "ZeroTensors are immutable"); dense ones are safe.
+    """
+    return tuple(torch.zeros_like(t) for t in tensors)

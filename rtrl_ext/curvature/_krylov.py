@@ -1,0 +1,78 @@
+"""Dense algebra of the block Krylov method: bases in the operator's dtype, sums in float64."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_ROWS = 65536
+
+
+def _slices(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, _ROWS):
+        yield slice(start, start + _ROWS)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """``aᵀ b`` (m, k) in float64, for a (P, m) and b (P, k) of any floating dtype."""
+    total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
+    for s in _slices(a.shape[0]):
+        total += a[s].double().t() @ b[s].double()
+    return total
+
+
+def combine(a: Tensor, c: Tensor) -> Tensor:
+    """``a c`` (P, k) in a's dtype, summed in float64, for a (P, m) and float64 c (m, k)."""
+    out = torch.empty(a.shape[0], c.shape[1], dtype=a.dtype, device=a.device)
+    for s in _slices(a.shape[0]):
+        out[s] = (a[s].double() @ c).to(a.dtype)
+    return out
+
+
+def norms(a: Tensor) -> Tensor:
+    """Column norms (k,) in float64."""
+    return torch.linalg.vector_norm(a, dim=0, dtype=torch.float64)
+
+
+def orthonormal_part(w: Tensor, basis: Tensor | None, floor: float) -> Tensor:
+    """Orthonormal basis (P, r) of what ``w`` (P, b) adds to ``basis`` (P, m), r <= b.
+
+    Directions of ``w`` that are shorter than ``floor`` after projection are dropped. Block
+    Gram-Schmidt three times over (SVD inside the block); small remainders need the repetition.
+    """
+    w = w.clone()
+    for sweep in range(3):
+        if basis is not None and basis.shape[1] > 0:
+            w -= combine(basis, inner(basis, w))
+        gram = inner(w, w)
+        values, vectors = torch.linalg.eigh((gram + gram.t()) / 2)
+        lengths = values.clamp_min(0).sqrt()
+        # the Gram matrix squares the condition number: what is below 1e-7 of the largest is noise
+        # in the first sweep, and comes out clean only if it was resolved
+        keep = lengths > (max(floor, 1e-7 * float(lengths.max())) if sweep == 0 else 0.5)
+        if not bool(keep.any()):
+            return w[:, :0]
+        w = combine(w, vectors[:, keep] / lengths[keep])
+    return w
+
+
+def rayleigh_ritz(basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Ritz values (m,), ascending, and coefficients (m, m) of orthonormal Ritz vectors.
+
+    ``image`` is the operator times ``basis``. The basis may be orthonormal to rounding only: the
+    generalized problem is solved in float64.
+    """
+    gram = inner(basis, basis)
+    a = inner(basis, image)
+    chol = torch.linalg.cholesky((gram + gram.t()) / 2)
+    half = torch.linalg.solve_triangular(chol, (a + a.t()) / 2, upper=False)
+    reduced = torch.linalg.solve_triangular(chol, half.t(), upper=False)
+    values, vectors = torch.linalg.eigh((reduced + reduced.t()) / 2)
+    return values, torch.linalg.solve_triangular(chol.t(), vectors, upper=True)
+
+
+def wanted(values: Tensor, which: str) -> Tensor:
+    """Indices of ``values`` (m,), most wanted first."""
+    if which == "LM":
+        return values.abs().argsort(descending=True, stable=True)
+    return values.argsort(descending=which == "LA", stable=True)

@@ -1,0 +1,167 @@
+"""Products with k directions at once, on one batch.
+
+Two routes each: forward over reverse under ``vmap`` (one batched pass for all directions), and
+double backward for models in which some operator has no forward-mode derivative.
+Directions and results are rows ``(k, P)``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from ._evaluation import Leaves, Problem, zeros
+from ._params import flatten, unflatten
+
+Product = Callable[[Problem, Tensor, Any, Any], Tensor]
+Tensors = tuple[Tensor, ...]
+
+
+def hessian_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    """``vmap(jvp(grad(loss)))``: primal quantities are computed once for all directions."""
+    point = problem.point()
+    fixed = Leaves(target)
+
+    def gradient(p: dict[str, Tensor], t: Tensors) -> dict[str, Tensor]:
+        return grad(lambda q: problem.value(q, x, fixed.rebuild(t)))(p)
+
+    def product(v: dict[str, Tensor]) -> dict[str, Tensor]:
+        return jvp(gradient, (point, fixed.tensors), (v, zeros(fixed.tensors)))[1]
+
+    return flatten(over_rows(product, unflatten(rows, point)), point)
+
+
+def hessian_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    """Double backward: one graph, batched over directions where the operators allow it."""
+    point = requiring_grad(problem.point())
+    ps = list(point.values())
+    loss = problem.value(point, x, target)
+    g = gradients([loss], ps, [torch.ones_like(loss)], create_graph=True)
+    out = batched_gradients(g, ps, list(unflatten(rows, point).values()))
+    return flatten(dict(zip(point, out, strict=True)), point)
+
+
+def ggn_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    """``Jᵀ H J V``: J by jvp, the loss's Hessian at the output by jvp(grad), Jᵀ by vjp."""
+    point = problem.point()
+    fixed = Leaves(target)
+    seen: list[Leaves] = []
+
+    def output(p: dict[str, Tensor]) -> tuple[Tensors, Tensors]:
+        seen[:] = [Leaves(problem.output(p, x))]
+        return seen[0].tensors, seen[0].others
+
+    out, pullback, others = vjp(output, point, has_aux=True)  # type: ignore[misc]
+    shape = seen[0]
+
+    def loss(o: Tensors, t: Tensors) -> Tensor:
+        return problem.loss(shape.rebuild(o, others), fixed.rebuild(t))
+
+    def product(v: dict[str, Tensor]) -> dict[str, Tensor]:
+        du = jvp(lambda p: output(p)[0], (point,), (v,))[1]
+        dg = jvp(grad(loss), (out, fixed.tensors), (du, zeros(fixed.tensors)))[1]
+        return pullback(dg)[0]
+
+    return flatten(over_rows(product, unflatten(rows, point)), point)
+
+
+def ggn_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    """The same by reverse mode alone: J as the transpose of the linear map u -> Jᵀ u."""
+    point = requiring_grad(problem.point())
+    ps = list(point.values())
+    leaves = Leaves(problem.output(point, x))
+    out = list(leaves.tensors)
+    u = [torch.zeros_like(o, requires_grad=True) for o in out]
+    pulled = gradients(out, ps, u, create_graph=True)
+    dout = batched_gradients(pulled, u, list(unflatten(rows, point).values()))
+    free = [o.detach().requires_grad_() for o in out]
+    loss = problem.loss(leaves.rebuild(tuple(free)), target)
+    g = gradients([loss], free, [torch.ones_like(loss)], create_graph=True)
+    dg = batched_gradients(g, free, dout)
+    result = batched_gradients(out, ps, dg)
+    return flatten(dict(zip(point, result, strict=True)), point)
+
+
+def fisher_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    """``Gᵀ G V`` with the rows of G (B, P) the gradients of the sequences' own losses."""
+    point = problem.point()
+    losses, pullback = vjp(lambda p: problem.sequence_losses(p, x, target), point)  # type: ignore[misc]
+
+    def product(v: dict[str, Tensor]) -> dict[str, Tensor]:
+        c = jvp(lambda p: problem.sequence_losses(p, x, target), (point,), (v,))[1]
+        return pullback(c.reshape(losses.shape))[0]
+
+    return flatten(over_rows(product, unflatten(rows, point)), point)
+
+
+def fisher_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    """The same with one backward pass per sequence."""
+    point = requiring_grad(problem.point())
+    ps = list(point.values())
+    result = torch.zeros_like(rows)
+    for loss in problem.sequence_losses(point, x, target).unbind():
+        g = gradients([loss], ps, [torch.ones_like(loss)], retain_graph=True)
+        flat = torch.cat([t.detach().reshape(-1) for t in g])
+        result += torch.outer(rows @ flat, flat)
+    return result
+
+
+def over_rows(
+    product: Callable[[dict[str, Tensor]], dict[str, Tensor]], rows: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """``product`` of every row; one row alone goes without ``vmap``, whose overhead it saves."""
+    if next(iter(rows.values())).shape[0] == 1:
+        single = product({name: v[0] for name, v in rows.items()})
+        return {name: v.unsqueeze(0) for name, v in single.items()}
+    return vmap(product, randomness="same")(rows)
+
+
+def requiring_grad(point: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as leaves of a new graph."""
+    return {name: p.requires_grad_() for name, p in point.items()}
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    *,
+    batched: bool = False,
+    create_graph: bool = False,
+    retain_graph: bool = True,
+) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` with zeros where nothing depends on the inputs."""
+    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+    lead = grad_outputs[0].shape[:1] if batched else ()
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        found = torch.autograd.grad(
+            [o for o, _ in pairs],
+            inputs,
+            [g for _, g in pairs],
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return tuple(
+        i.new_zeros(*lead, *i.shape) if f is None else f for i, f in zip(inputs, found, strict=True)
+    )
+
+
+def batched_gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Vector-Jacobian products for ``grad_outputs`` (k, ...): under vmap, else one by one."""
+    k = grad_outputs[0].shape[0]
+    if k > 1:
+        try:
+            return list(gradients(outputs, inputs, grad_outputs, batched=True))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # an operator without a batching rule: the loop below is right, only slower
+    each = [gradients(outputs, inputs, [g[i] for g in grad_outputs]) for i in range(k)]
+    return [torch.stack(parts) for parts in zip(*each, strict=True)]

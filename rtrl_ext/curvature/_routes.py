@@ -1,0 +1,102 @@
+"""Choice between the two routes of a product, made at the first product and said aloud."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ._evaluation import Problem
+from ._products import Product
+
+_OWN = {"aten", "prim", "prims", "rtrl_ext"}
+
+
+class Route:
+    """Forward over reverse if every operator of the model allows it, else double backward.
+
+    The choice is made once, with the first batch. A model that runs operators of other libraries
+    takes double backward: operators registered with ``torch.library.register_autograd`` have
+    silently zero tangents.
+    """
+
+    def __init__(self, forward: Product, backward: Product) -> None:
+        self._forward = forward
+        self._backward = backward
+        self._chosen: Product | None = None
+
+    @property
+    def name(self) -> str | None:
+        """ "forward over reverse" or "double backward"; None before the first product."""
+        if self._chosen is None:
+            return None
+        return "forward over reverse" if self._chosen is self._forward else "double backward"
+
+    def __call__(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+        """The product of ``rows`` (k, P) on one batch."""
+        if self._chosen is not None:
+            return self._chosen(problem, rows, x, target).detach()
+        foreign = _foreign_operators(problem, x)
+        if foreign:
+            reason = f"operators of other libraries may lack forward-mode derivatives: {foreign}"
+            where = type(problem.model).__name__
+        else:
+            try:
+                result = self._forward(problem, rows, x, target)
+                self._chosen = self._forward
+                return result.detach()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # NotImplementedError included
+                reason = str(error).strip().splitlines()[0]
+                where = _module_of(error, problem.model)
+        result = self._backward(problem, rows, x, target)
+        self._chosen = self._backward
+        warnings.warn(
+            f"rtrl_ext.curvature: {where} has no batched forward-over-reverse products ({reason}); "
+            "using double backward, which is right but slower",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        return result.detach()
+
+
+class _Namespaces(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace not in _OWN:
+            self.found.add(f"{func.namespace}::{func._opname}")
+        return func(*args, **(kwargs or {}))
+
+
+def _foreign_operators(problem: Problem, x: Any) -> str:
+    """Operators outside torch and this library that one forward pass runs, comma-separated."""
+    mode = _Namespaces()
+    with torch.no_grad(), mode:
+        problem.output(problem.point(), x)
+    return ", ".join(sorted(mode.found))
+
+
+def _frames(error: BaseException) -> Iterator[dict[str, Any]]:
+    tb = error.__traceback__
+    while tb is not None:
+        yield tb.tb_frame.f_locals
+        tb = tb.tb_next
+
+
+def _module_of(error: BaseException, model: nn.Module) -> str:
+    """The innermost module of ``model`` in whose code the error arose."""
+    names = {id(m): name for name, m in model.named_modules()}
+    found = f"{type(model).__name__} (or the loss)"
+    with contextlib.suppress(Exception):
+        for frame in _frames(error):
+            module = frame.get("self")
+            if isinstance(module, nn.Module) and names.get(id(module)):
+                found = f"{type(module).__name__} {names[id(module)]!r}"
+    return found

@@ -1,0 +1,271 @@
+"""Curvature matrices as operators: Hessian, Gauss-Newton, empirical Fisher."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import _products as products
+from ._data import Batches
+from ._evaluation import SEED, Problem, check_modules, evaluating
+from ._params import select, size, unwrap
+from ._progress import Progress
+from ._routes import Route
+
+if TYPE_CHECKING:
+    from .eigen import EigshResult, PowerIterationResult
+    from .trace import TraceResult
+
+
+class CurvatureOperator:
+    """A symmetric matrix (P, P) of which only products are formed; see the subclasses.
+
+    The loss is ``loss_fn(model(x), target)``, a mean over its terms; over several batches it is the
+    mean over all terms. Products are evaluated at the parameters' present values, under exact
+    gradients whatever rule trains the model, in the parameters' dtype (no autocast, no TF32).
+    Dropout masks and noise are the same in every product. Neither ``.grad`` nor parameters,
+    buffers, training flags or torch's random state are changed.
+
+    Args:
+        model: module called as ``model(x)``.
+        loss_fn: ``loss_fn(output, target) -> scalar``; a tuple output is handed over whole.
+        data: ``(x, target)`` or an iterable of such pairs. A one-shot iterator is read once and
+            kept; other iterables are read again in every product.
+        params: names of the parameters that span the matrix, default all that require gradients;
+            always taken in ``named_parameters()`` order.
+        batch_size: evaluate in pieces of this many sequences, to bound memory.
+        batch_dim: dimension of ``x`` that counts sequences (time-major data: 1).
+        num_terms: ``num_terms(target)``, the number of terms in a piece's mean and so its weight;
+            default ``target.numel()``. Give it where targets are padded or ignored.
+        target_batch_dim: dimension of the target that counts sequences; default ``batch_dim`` if
+            that dimension has the batch's size, else 0.
+        chunk_size: at most this many directions in one batched product, to bound memory.
+        progress: show a line on standard error while a solver runs.
+
+    Raises:
+        TypeError: wrong types, parameters of several dtypes.
+        ValueError: unknown or repeated parameter names, ambiguous batch dimensions, a BatchNorm
+            layer in training mode (its loss is not a mean over sequences).
+    """
+
+    _routes: ClassVar[tuple[products.Product, products.Product]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        data: Any,
+        params: Iterable[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        batch_dim: int = 1,
+        num_terms: Callable[[Any], int] | None = None,
+        target_batch_dim: int | None = None,
+        chunk_size: int = 16,
+        progress: bool = False,
+    ) -> None:
+        model = unwrap(model)
+        chosen = select(model, params)
+        check_modules(model)
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+            raise TypeError(f"chunk_size: got {type(chunk_size).__name__}, expected an integer")
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1")
+        self._batches = Batches(
+            data,
+            batch_size=batch_size,
+            batch_dim=batch_dim,
+            target_batch_dim=target_batch_dim,
+            num_terms=num_terms,
+        )
+        self._problem = Problem(model, loss_fn, chosen, self._batches)
+        self._route = Route(*self._routes)
+        self._size = size(chosen)
+        self._first = next(iter(chosen.values()))
+        self.chunk_size = chunk_size
+        self.progress = progress
+        self.num_products = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return (self._size, self._size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return self._first.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The parameters' device."""
+        return self._first.device
+
+    @property
+    def T(self) -> "CurvatureOperator":
+        """The transpose: the operator itself."""
+        return self
+
+    @property
+    def param_names(self) -> list[str]:
+        """The chosen parameters, in the order in which they are flattened."""
+        return list(self._problem.params)
+
+    def __repr__(self) -> str:
+        names = self.param_names
+        shown = ", ".join(names[:4]) + (f", ... {len(names)} in all" if len(names) > 4 else "")
+        return f"{type(self).__name__}(P={self._size}, {self.dtype}, {self.device}; {shown})"
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Product with ``v`` (P,) or (P, k), same shape; k directions cost one batched call.
+
+        Raises:
+            TypeError: not a tensor, or another dtype than the parameters'.
+            ValueError: wrong shape or device.
+        """
+        if not isinstance(v, Tensor):
+            raise TypeError(f"v: got {type(v).__name__}, expected a torch.Tensor")
+        if v.dim() not in (1, 2) or v.shape[0] != self._size:
+            raise ValueError(
+                f"v: got shape {tuple(v.shape)}, expected ({self._size},) or ({self._size}, k)"
+            )
+        if v.dtype != self.dtype:
+            raise TypeError(f"v: got {v.dtype}, expected {self.dtype}")
+        if v.device != self.device:
+            raise ValueError(f"v: on {v.device}, expected {self.device}")
+        rows = v.detach().unsqueeze(0) if v.dim() == 1 else v.detach().t().contiguous()
+        result = self._rows(rows)
+        return result[0] if v.dim() == 1 else result.t()
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Product of rows (k, P): the weighted mean over batches."""
+        problem = self._problem
+        check_modules(problem.model)
+        result = torch.zeros_like(rows)
+        if rows.shape[0] == 0:
+            return result
+        total = 0.0
+        with evaluating(problem.model, self.device):
+            for i, (x, target) in enumerate(self._batches):
+                weight = self._weight(x, target)
+                if weight == 0:
+                    continue
+                problem.seed = SEED + i
+                total += weight
+                for start in range(0, rows.shape[0], self.chunk_size):
+                    part = slice(start, start + self.chunk_size)
+                    result[part] += self._scale(weight) * self._route(
+                        problem, rows[part], x, target
+                    )
+        if total == 0:
+            raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
+        self.num_products += rows.shape[0]
+        return result / total
+
+    def _weight(self, x: Any, target: Any) -> float:
+        return self._batches.weight(target)
+
+    def _scale(self, weight: float) -> float:
+        """Factor of a batch's product in the sum that is divided by the total weight."""
+        return weight
+
+    def dense(self, max_bytes: int = 2**30) -> Tensor:
+        """The matrix (P, P), column by column in batched products.
+
+        Raises:
+            ValueError: it would take more than ``max_bytes``.
+        """
+        need = self._size**2 * self._first.element_size()
+        if need > max_bytes:
+            raise ValueError(
+                f"dense: a {self._size} x {self._size} matrix of {self.dtype} takes "
+                f"{need / 2**30:.3g} GiB, more than max_bytes = {max_bytes / 2**30:.3g} GiB; "
+                "choose fewer parameters (params=) or use products"
+            )
+        eye = torch.eye(self._size, dtype=self.dtype, device=self.device)
+        return self._rows(eye).t()
+
+    def to_scipy(self) -> Any:
+        """A ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays.
+
+        Raises:
+            ImportError: SciPy is missing.
+        """
+        from ._scipy import to_scipy
+
+        return to_scipy(self)
+
+    def eigsh(
+        self,
+        k: int = 1,
+        which: str = "LM",
+        tol: float = 1e-4,
+        max_products: int | None = None,
+        v0: Tensor | None = None,
+    ) -> "EigshResult":
+        """k extreme eigenpairs by a block Krylov method; see ``curvature.eigen.eigsh``."""
+        from .eigen import eigsh
+
+        return eigsh(self, k, which, tol, max_products, v0)
+
+    def power_iteration(
+        self, tol: float | None = None, max_iter: int = 500, v0: Tensor | None = None
+    ) -> "PowerIterationResult":
+        """The eigenvalue of largest modulus; see ``curvature.eigen.power_iteration``."""
+        from .eigen import power_iteration
+
+        return power_iteration(self, tol, max_iter, v0)
+
+    def trace(
+        self, method: str = "hutch++", num_products: int = 100, seed: int | None = None
+    ) -> "TraceResult":
+        """The trace by random probes; see ``curvature.trace.trace``."""
+        from .trace import trace
+
+        return trace(self, method, num_products, seed)
+
+    def _progress(self, label: str, total: int | None) -> Progress:
+        return Progress(label, total, self.progress)
+
+
+class Hessian(CurvatureOperator):
+    """The Hessian of the true loss in the chosen parameters.
+
+    ``H @ V`` runs ``vmap(jvp(grad(loss)))``: with this library's cells one kernel call per pass for
+    all k directions. Models with operators that have no forward mode take double backward, and a
+    ``RuntimeWarning`` says so once. See ``CurvatureOperator`` for the arguments.
+
+    >>> H = Hessian(model, loss_fn, (x, target), params=["rnn.weight_hh_l0"])  # doctest: +SKIP
+    >>> H @ v, H.eigsh(k=3).values, H.trace().value                            # doctest: +SKIP
+    """
+
+    _routes = (products.hessian_forward, products.hessian_backward)
+
+
+class GaussNewton(CurvatureOperator):
+    """The generalized Gauss-Newton matrix ``Jᵀ H_L J``, J the model output's Jacobian.
+
+    ``H_L`` is the Hessian of ``loss_fn`` in the whole model output. Positive semidefinite for a
+    convex loss, and equal to the Hessian where the loss's gradient at the output is zero.
+    See ``CurvatureOperator`` for the arguments. (Schraudolph 2002.)
+    """
+
+    _routes = (products.ggn_forward, products.ggn_backward)
+
+
+class EmpiricalFisher(CurvatureOperator):
+    """``(1/B) Σ_b g_b g_bᵀ``, ``g_b`` the gradient of sequence b's own loss.
+
+    The sequence's loss is ``loss_fn`` of its slice of the model output and of the target, so the
+    model must treat sequences independently. Every sequence counts the same: ``num_terms`` is not
+    used. See ``CurvatureOperator`` for the arguments.
+    """
+
+    _routes = (products.fisher_forward, products.fisher_backward)
+
+    def _weight(self, x: Any, target: Any) -> float:
+        return float(self._batches.dims(x, target)[0])
+
+    def _scale(self, weight: float) -> float:
+        return 1.0
