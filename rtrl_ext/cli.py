@@ -1,0 +1,162 @@
+"""The command ``rtrl-ext``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from . import __version__
+
+# Every import of a command's code happens when it runs, so that `info` and `--help` need only the core.
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on standard error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (try {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    from ._commands.options import add_presets, add_settings
+
+    parser = _Parser(
+        prog="rtrl-ext",
+        description="Online and biologically plausible learning of recurrent networks, and the "
+        "curvature of what they learn.",
+    )
+    parser.add_argument("--version", action="version", version=f"rtrl-ext {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("info", help="what is installed and what it runs on")
+    command.set_defaults(run_command=("info", "info"))
+
+    command = commands.add_parser("train", help="train one network", description=_TRAIN)
+    _add_task(command)
+    command.add_argument(
+        "--rule", required=True, help="bptt, eprop, mdgl, modprop, tbptt:k=5, ..."
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", metavar="DIR", help="default: rtrl-ext-runs/<name of the run>")
+    command.add_argument("--threads", type=_positive, default=1, help="default: 1")
+    add_presets(command)
+    add_settings(command)
+    command.set_defaults(run_command=("train", "train"))
+
+    command = commands.add_parser(
+        "curvature", help="Hessian of a saved run's loss", description=_CURVATURE
+    )
+    command.add_argument("run", metavar="RUN", help="folder of a run (of 'train' or of a study)")
+    command.add_argument("--k", type=int, default=1, help="number of eigenvalues (default: 1)")
+    command.add_argument("--which", choices=("LM", "LA", "SA"), default="LM")
+    command.add_argument("--power", action="store_true", help="by the paper's power iteration")
+    command.add_argument("--params", choices=("recurrent", "all"), default="recurrent")
+    command.add_argument("--heldout", action="store_true", help="on test instead of training data")
+    command.add_argument("--batch", type=int, default=256, help="sequences (default: 256)")
+    command.add_argument(
+        "--trace-products", type=int, default=0, metavar="N", help="also the trace, by N probes"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the trace's probes")
+    command.add_argument("--threads", type=_positive, default=1, help="default: 1")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run_command=("train", "curvature"))
+
+    command = commands.add_parser("study", help="many runs, their records and their report")
+    parts = command.add_subparsers(dest="part", metavar="COMMAND", required=True)
+    part = parts.add_parser("run", help="perform what is missing of a study", description=_STUDY)
+    _add_task(part)
+    part.add_argument("--rules", metavar="A,B,C", help="rules by name, such as bptt,eprop,tbptt:k=5")
+    part.add_argument(
+        "--arms", metavar="core|A,B|FILE.toml",
+        help="core, or names among rule, bptt-rho, projected, matched-noise, or a file (default: rule)",
+    )  # fmt: skip
+    part.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 (default: 1)")
+    part.add_argument("--out", metavar="DIR", required=True, help="folder of the study")
+    part.add_argument("--demo", action="store_true", help="the demonstration study (a few minutes)")
+    part.add_argument("--extend", action="store_true", help="add rules, arms or seeds to a study")
+    where = part.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
+    where.add_argument("--dask", metavar="ADDRESS", help="a Dask scheduler that sees the same folder")
+    add_presets(part)
+    add_settings(part)
+    part.set_defaults(run_command=("study", "run"))
+    part = parts.add_parser("status", help="the state of each run")
+    part.add_argument("folder", metavar="DIR")
+    part.set_defaults(run_command=("study", "show_status"))
+    part = parts.add_parser("report", help="write report.html, figures and runs.csv")
+    part.add_argument("folder", metavar="DIR")
+    part.add_argument("--out", metavar="DIR", help="where to write (default: the study's folder)")
+    part.set_defaults(run_command=("study", "report"))
+
+    command = commands.add_parser(
+        "bench", help="run the benchmarks",
+        description="Runs 'python -m benchmarks.run' in the source tree. Options that are not listed here "
+        "are passed on to it: --suite, --threads, --quick, --json FILE, ...",
+    )  # fmt: skip
+    command.add_argument("--compare", metavar="BASELINE.json", help="flag regressions of 5 %%")
+    command.set_defaults(run_command=("bench", "bench"))
+    return parser
+
+
+_TRAIN = (
+    "Trains one network and leaves record.json, log.csv and model.pt in a folder. "
+    "The same command on the same folder shows the result that is there."
+)
+_CURVATURE = "Eigenvalues and trace of the Hessian of a saved run's true loss, without the L2 term."
+_STUDY = (
+    "Trains every rule under every arm for every seed, in parallel processes. Stop it at any moment: "
+    "the same command finishes what is missing and repeats nothing."
+)
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", default="seqmnist", help="seqmnist (the default)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected at least 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 on success, 2 on wrong usage, 1 on failure, with one line on standard error."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "bench":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    module, name = arguments.run_command
+    try:
+        return int(_command(module, name)(arguments))
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished runs are kept, and the same command goes on from here", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("RTRL_EXT_TRACEBACK"):
+            raise
+        from ._commands.options import UsageError
+
+        plain = isinstance(error, (ValueError, OSError, ImportError, RuntimeError))
+        text = str(error) if plain and str(error) else f"{type(error).__name__}: {error}"
+        return _fail(text, 2 if isinstance(error, UsageError) else 1)
+
+
+def _command(module: str, name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(f"._commands.{module}", __package__), name)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"rtrl-ext: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Which runs a study consists of."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import KINDS, OTHER_ITERATIONS, PRESETS, RunConfig, Settings, digest, rule_spec, settings
+from .config import versions as current_versions
+
+CORE = ("rule", "bptt-rho", "projected", "matched-noise")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train by a rule: ``kind`` (see `RunConfig`) and the settings that differ in it."""
+
+    name: str
+    kind: str = "rule"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"arm {self.name!r}: got kind {self.kind!r}, expected one of {', '.join(KINDS)}"
+            )
+
+
+def parse_arms(text: str) -> list[Arm]:
+    """Arms from ``core``, a list of names (``rule,bptt-rho``), or a TOML file.
+
+    The file holds one table per arm: ``[[arm]]`` with ``name``, ``kind`` (default: the name) and any setting
+    that differs, such as ``lr = 0.01``.
+    """
+    text = text.strip()
+    if text.endswith(".toml"):
+        return _toml_arms(Path(text))
+    names = CORE if text == "core" else tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in KINDS:
+            raise ValueError(
+                f"arms: got {name!r}, expected 'core', names among {', '.join(KINDS)}, or a .toml file"
+            )
+    return _unique([Arm(name, name) for name in names])
+
+
+def _toml_arms(path: Path) -> list[Arm]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise FileNotFoundError(f"arms: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"arms: {path} is not TOML: {error}") from error
+    entries = table.get("arm")
+    if not isinstance(entries, list) or not entries or set(table) != {"arm"}:
+        raise ValueError(f"arms: {path}: expected tables [[arm]], each with a name, and nothing else")
+    arms = []
+    for entry in entries:
+        rest = dict(entry)
+        name = rest.pop("name", None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"arms: {path}: an [[arm]] has no name")
+        kind = rest.pop("kind", name if name in KINDS else "rule")
+        settings("quick", **rest)
+        arms.append(Arm(name, kind, rest))
+    return _unique(arms)
+
+
+def _unique(arms: list[Arm]) -> list[Arm]:
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"arms: {name!r} is named twice")
+    return arms
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole study: settings, rules, arms and seeds."""
+
+    settings: Settings
+    rules: tuple[str, ...]
+    arms: tuple[Arm, ...] = (Arm("rule"),)
+    seeds: tuple[int, ...] = (0,)
+    preset: str = "quick"
+    other_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError("rules: got none, expected at least one")
+        if not self.seeds:
+            raise ValueError("seeds: got none, expected at least one")
+        shown = [rule_spec(text)[0] for text in self.rules]
+        for name in shown:
+            if shown.count(name) > 1:
+                raise ValueError(f"rules: {name!r} is named twice")
+        object.__setattr__(self, "rules", tuple(shown))
+        kinds = {arm.kind for arm in self.arms}
+        plain = [arm for arm in self.arms if arm.kind == "rule" and not arm.overrides]
+        if "bptt-rho" in kinds and not plain:
+            raise ValueError("arms: 'bptt-rho' takes its rate from the arm 'rule', which is not there")
+
+    @staticmethod
+    def make(
+        rules: list[str],
+        *,
+        seeds: int = 1,
+        preset: str = "quick",
+        arms: str = "rule",
+        **overrides: Any,
+    ) -> "StudyConfig":
+        """A study from the command line's terms; ``overrides`` are settings."""
+        if seeds < 1:
+            raise ValueError(f"seeds: got {seeds}, expected at least 1")
+        return StudyConfig(
+            settings=settings(preset, **overrides),
+            rules=tuple(rules),
+            arms=tuple(parse_arms(arms)),
+            seeds=tuple(range(seeds)),
+            preset=preset,
+            other_iterations=None if "iterations" in overrides else OTHER_ITERATIONS.get(preset),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``study.json`` holds."""
+        body = {
+            "format": FORMAT,
+            "task": self.settings.task,
+            "rules": list(self.rules),
+            "arms": [arm.name for arm in self.arms],
+            "arm_settings": {a.name: {"kind": a.kind, **a.overrides} for a in self.arms},
+            "seeds": list(self.seeds),
+            "preset": self.preset,
+            "config": dataclasses.asdict(self.settings),
+            "other_iterations": self.other_iterations,
+            "versions": current_versions(),
+        }
+        return {**body, "hash": digest(body)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "StudyConfig":
+        """The study that a ``study.json`` describes."""
+        arms = []
+        for name in values["arms"]:
+            rest = dict(values["arm_settings"][name])
+            arms.append(Arm(name, rest.pop("kind"), rest))
+        return StudyConfig(
+            settings=Settings(**values["config"]),
+            rules=tuple(values["rules"]),
+            arms=tuple(arms),
+            seeds=tuple(values["seeds"]),
+            preset=values["preset"],
+            other_iterations=values["other_iterations"],
+        )
+
+    def runs(self) -> list[RunConfig]:
+        """Every run, seed by seed, each after the run that it takes its rate from.
+
+        BPTT itself has only arms of kind ``rule``.
+        """
+        plan: list[RunConfig] = []
+        for seed in self.seeds:
+            pairs: dict[str, str] = {}
+            later: list[RunConfig] = []
+            for text in self.rules:
+                name, spec = rule_spec(text)
+                for arm in self.arms:
+                    if arm.kind != "rule" and name == "bptt":
+                        continue
+                    values = {**dataclasses.asdict(self.settings), **arm.overrides}
+                    if self.other_iterations and name != "bptt" and "iterations" not in arm.overrides:
+                        values["iterations"] = self.other_iterations
+                    run = RunConfig(Settings(**values), name, spec, arm.name, arm.kind, seed)
+                    if arm.kind == "rule" and not arm.overrides:
+                        pairs.setdefault(name, run.run_id)
+                    (later if arm.kind == "bptt-rho" else plan).append(run)
+            plan += [dataclasses.replace(run, paired=pairs[run.rule]) for run in later]
+        return plan
+
+
+def demo() -> StudyConfig:
+    """The demo: BPTT, and η and ρ̄η for e-prop, MDGL and ModProp; two seeds; about four minutes on two cores."""
+    return StudyConfig.make(
+        ["bptt", "eprop", "mdgl", "modprop"], seeds=2, preset="demo", arms="rule,bptt-rho"
+    )
+
+
+def all_presets() -> list[str]:
+    """The names that ``preset`` takes."""
+    return list(PRESETS)

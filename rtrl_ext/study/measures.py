@@ -1,0 +1,103 @@
+"""What is measured on a network: losses, gradient quality, final curvature."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import diagnostics
+from ..curvature import Hessian
+from ..tasks import Task
+from .config import Settings
+from .network import RECURRENT, Data
+
+CHUNK = 500
+TRACE_SEED = 0
+
+
+def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
+    """Mean loss and accuracy of a classifier over all of a task, in batches of 500 sequences."""
+    loss = correct = 0.0
+    with torch.no_grad():
+        for x, target in task.loader(CHUNK):
+            output = model(x)
+            loss += float(task.loss_fn(output, target).double()) * len(target)
+            correct += float((output.argmax(-1) == target).sum())
+    return loss / len(task), correct / len(task)
+
+
+class GradientQuality:
+    """ρ, cosine and norm ratio of the rule's gradient against BPTT's, over all parameters.
+
+    ``running`` smooths by 0.9 from measurement to measurement (started at the first one), ``mean`` is the
+    plain mean over the run.
+    """
+
+    NAMES = ("rho", "cosine", "norm_ratio")
+
+    def __init__(self, smoothing: float = 0.9) -> None:
+        self._smoothing = smoothing
+        self.running: dict[str, float] = {}
+        self._sums = dict.fromkeys(self.NAMES, 0.0)
+        self._count = 0
+
+    def measure(
+        self, model: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor], batch: Any, rule: Any
+    ) -> None:
+        """Take one measurement on a batch; one that is not finite is left out."""
+        found = diagnostics.alignment(model, loss_fn, batch, rule=rule)
+        self.add({name: float(getattr(found, name)) for name in self.NAMES})
+
+    def add(self, values: dict[str, float]) -> None:
+        """Enter one measurement."""
+        if not all(math.isfinite(v) for v in values.values()):
+            return
+        for name, value in values.items():
+            old = self.running.get(name, value)
+            self.running[name] = self._smoothing * old + (1 - self._smoothing) * value
+            self._sums[name] += value
+        self._count += 1
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Means over the run, empty if nothing was measured."""
+        return {n: s / self._count for n, s in self._sums.items()} if self._count else {}
+
+
+def final_curvature(model: nn.Module, data: Data, settings: Settings) -> dict[str, float]:
+    """Leading eigenvalues (signed) and trace of the true loss's Hessian at the end of a run.
+
+    ``lambda1``: recurrent block, first ``curvature_batch`` training sequences, without L2; ``lambda1_l2`` with
+    it; ``lambda1_full``: all parameters; ``lambda1_heldout``: recurrent block on test sequences;
+    ``lambda1_w2 = λ₁ ‖W‖²``; ``trace`` of the recurrent block with its standard error.
+    """
+    if settings.curvature == "none":
+        return {}
+    count = settings.curvature_batch
+    train = data.train.batch(slice(0, count))
+    test = data.test.batch(slice(0, count))
+    loss_fn = data.train.loss_fn
+    block = Hessian(model, loss_fn, train, params=[RECURRENT])
+    lambda1 = _leading(block, settings)
+    trace = block.trace(
+        method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED
+    )
+    weight = model.get_parameter(RECURRENT)
+    return {
+        "lambda1": lambda1,
+        "lambda1_l2": lambda1 + settings.l2,
+        "lambda1_full": _leading(Hessian(model, loss_fn, train), settings),
+        "lambda1_heldout": _leading(Hessian(model, loss_fn, test, params=[RECURRENT]), settings),
+        "lambda1_w2": lambda1 * float(weight.detach().double().square().sum()),
+        "trace": float(trace.value),
+        "trace_stderr": float(trace.stderr),
+    }
+
+
+def _leading(operator: Hessian, settings: Settings) -> float:
+    if settings.curvature == "power":
+        return operator.power_iteration(max_iter=settings.final_products).value
+    found = operator.eigsh(k=1, tol=1e-2, max_products=settings.final_products)
+    return float(found.values[0])

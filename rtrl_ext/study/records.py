@@ -1,0 +1,160 @@
+"""Files of a study: written whole or not at all, locked by the operating system."""
+
+import csv
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+COLUMNS = (
+    "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
+    "rho", "cosine", "norm_ratio", "lambda1", "lambda1_full",
+)  # fmt: skip
+
+RECORD = "record.json"
+LOG = "log.csv"
+MODEL = "model.pt"
+LOCK = "lock"
+STUDY = "study.json"
+RUNS = "runs"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that, at any moment, it has either its old content or all of the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    with open(temporary, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; numbers that are not finite become null."""
+    write_atomic(path, json.dumps(clean(value), indent=1, allow_nan=False) + "\n")
+
+
+def clean(value: Any) -> Any:
+    """The same value with non-finite numbers replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v) for v in value]
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ``ValueError`` says which file is not one."""
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: corrupt file: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: corrupt file: expected a JSON object")
+    return value
+
+
+def read_record(run: Path) -> dict[str, Any] | None:
+    """The record of the run in a folder, or None while there is none."""
+    try:
+        return read_json(run / RECORD)
+    except FileNotFoundError:
+        return None
+
+
+class RunLog:
+    """``log.csv`` of a run: one row per evaluation, empty where a column was not measured.
+
+    The newest row is held back until the next one comes, so that measures can still be added to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream: TextIO = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._writer = csv.DictWriter(self._stream, COLUMNS, lineterminator="\n")
+        self._writer.writeheader()
+        self._stream.flush()
+        self._row: dict[str, Any] | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Begin a new row and write the one before it."""
+        self._write()
+        self._row = row
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The newest row, not yet written."""
+        if self._row is None:
+            raise RuntimeError("the log has no row yet")
+        return self._row
+
+    def close(self) -> None:
+        """Write the newest row and close the file."""
+        self._write()
+        self._stream.close()
+
+    def _write(self) -> None:
+        if self._row is not None:
+            self._writer.writerow({k: _cell(v) for k, v in self._row.items()})
+            self._stream.flush()
+            self._row = None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+class Claim:
+    """An exclusive lock on a file that the operating system releases when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def take(self) -> bool:
+        """Take the lock if it is free; whether it was."""
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return False
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    @staticmethod
+    def held(path: Path) -> bool:
+        """Whether somebody holds the lock now."""
+        if not path.exists():
+            return False
+        claim = Claim(path)
+        free = claim.take()
+        claim.release()
+        return not free
+
+
+def writable_folder(path: Path) -> None:
+    """Create a folder and check that files can be written in it; ``OSError`` with a plain message if not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot write there: {error.strerror or error}") from error

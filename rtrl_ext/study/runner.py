@@ -1,0 +1,180 @@
+"""Running a study: which runs are missing, in what order they go out, and who does them."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from .arms import StudyConfig
+from .config import RunConfig
+from .progress import Display, make_display
+from .records import RUNS, read_record
+from .worker import OVER, initialize, run_one
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 1.0
+
+
+class StudyError(RuntimeError):
+    """A study that could not go on, with a message for the user."""
+
+
+def run_study(
+    folder: str | Path,
+    study: StudyConfig,
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    display: Display | None = None,
+) -> dict[str, int]:
+    """Perform the runs of a study that are missing in its folder.
+
+    Args:
+        folder: the study's folder, as `folder.open_study` leaves it.
+        workers: local processes, one thread each (default: the number of cores).
+        executor: any ``concurrent.futures.Executor`` to use instead; it must see the same folder, and at most
+            ``workers`` runs (default 64) are handed to it at a time.
+        display: where progress is shown (default: bars on a terminal, else lines, on standard error).
+
+    Returns:
+        How many runs are ``finished``, ``diverged``, ``failed`` and ``waiting`` (for a failed one), of all.
+
+    Raises:
+        StudyError: a worker process died.
+        KeyboardInterrupt: after the workers have been ended.
+    """
+    place = Path(folder)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: got {workers}, expected at least 1")
+    shown = display or make_display()
+    runs = study.runs()
+    limit = workers or (64 if executor else len(os.sched_getaffinity(0)))
+    with shown:
+        scheduler = _Scheduler(place, runs, shown)
+        if scheduler.unfinished():
+            if executor is not None:
+                scheduler.loop(executor, limit)
+            else:
+                with _processes(min(limit, len(scheduler.unfinished()))) as pool:
+                    scheduler.loop(pool, limit)
+        return scheduler.counts()
+
+
+class _Scheduler:
+    def __init__(self, folder: Path, runs: list[RunConfig], display: Display) -> None:
+        self._folder, self._runs, self._display = folder, runs, display
+        self._by_id = {run.run_id: run for run in runs}
+        self._state: dict[str, str] = {}
+        self._not_before: dict[str, float] = {}
+        needed = {run.paired for run in runs}
+        # runs that others wait for go first
+        self._order = sorted(self._by_id, key=lambda run_id: run_id not in needed)
+        for run_id in self._by_id:
+            record = read_record(folder / RUNS / run_id)
+            if record is not None and record["status"] in OVER:
+                self._state[run_id] = record["status"]
+        display.begin(folder, runs, [self._by_id[run_id] for run_id in self._state])
+
+    def unfinished(self) -> list[str]:
+        """Runs that are neither over nor failed."""
+        return [run_id for run_id in self._order if run_id not in self._state]
+
+    def counts(self) -> dict[str, int]:
+        found = {"finished": 0, "diverged": 0, "failed": 0, "waiting": 0}
+        for run_id in self._by_id:
+            found[self._state.get(run_id, "waiting")] += 1
+        return found
+
+    def loop(self, executor: Executor, limit: int) -> None:
+        active: dict[Future[str], str] = {}
+        try:
+            while True:
+                for run_id in self._ready(set(active.values()))[: limit - len(active)]:
+                    run = self._by_id[run_id]
+                    with _sigint_ignored():  # a worker started here inherits it
+                        future = executor.submit(run_one, str(self._folder), run.to_dict())
+                    active[future] = run_id
+                    self._display.start(run)
+                if not active and not self._ready_later():
+                    return
+                done, _ = concurrent.futures.wait(
+                    active, POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
+                )
+                if not active:
+                    time.sleep(POLL_SECONDS)
+                for future in done:
+                    self._finish(active.pop(future), future.result())
+                self._display.poll()
+        except BrokenProcessPool as error:
+            raise StudyError(
+                "a worker process was killed from outside (lack of memory, perhaps); finished runs are "
+                "kept, and the same command goes on from here"
+            ) from error
+        finally:
+            for future in active:
+                future.cancel()
+
+    def _finish(self, run_id: str, state: str) -> None:
+        run = self._by_id[run_id]
+        if state == "busy":
+            self._not_before[run_id] = time.monotonic() + RETRY_SECONDS
+            self._display.stop(run, "busy", None)
+            return
+        self._state[run_id] = state
+        self._display.stop(run, state, read_record(self._folder / RUNS / run_id))
+
+    def _ready(self, active: set[str]) -> list[str]:
+        now = time.monotonic()
+        return [
+            run_id
+            for run_id in self.unfinished()
+            if run_id not in active
+            and self._not_before.get(run_id, 0.0) <= now
+            and self._paired_over(self._by_id[run_id])
+        ]
+
+    def _ready_later(self) -> bool:
+        """Whether a run that nobody is at here can still become possible."""
+        return any(self._paired_over(self._by_id[run_id]) for run_id in self.unfinished())
+
+    def _paired_over(self, run: RunConfig) -> bool:
+        return run.paired is None or self._state.get(run.paired) in OVER
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Executor]:
+    """A pool of local worker processes, ended at once if the body raises."""
+    before = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=initialize,
+        initargs=(os.getpid(),),
+    )
+    try:
+        yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown(wait=True)
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

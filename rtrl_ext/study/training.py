@@ -1,0 +1,226 @@
+"""Training one network, with everything that is measured along the way."""
+
+import io
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import LEVELS, RunConfig, package_versions
+from .curvature_schedule import ALIGNMENT_COST, EVALUATION_COST, CurvatureSchedule
+from .measures import GradientQuality, evaluate, final_curvature
+from .network import (
+    RECURRENT,
+    Classifier,
+    make_data,
+    make_network,
+    make_optimizer,
+    training_rule,
+)
+from .records import LOG, MODEL, RECORD, RunLog, write_atomic, write_json
+
+ORDER_SEED = 1_000_003  # batch order and initialisation draw from different generators
+FINAL = (
+    "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
+    "lambda1", "lambda1_l2", "lambda1_full", "lambda1_heldout", "lambda1_w2", "trace",
+    "trace_stderr", "rho", "cosine", "norm_ratio", "eta_rho_lambda_half", "weight_change",
+)  # fmt: skip
+
+
+class Diverged(Exception):
+    """A loss that is not finite."""
+
+
+class Training:
+    """One run: trains the network of ``run`` at the rate ``lr`` and logs into ``log``.
+
+    Every random draw depends on the run's seed alone, so runs of a seed share initialisation, split and
+    batch order whatever their rule.
+    """
+
+    def __init__(self, run: RunConfig, log: RunLog, lr: float) -> None:
+        self.run, self.log, self.lr = run, log, lr
+        self.settings = run.settings
+        self.data = make_data(run.settings, run.seed)
+        train = self.data.train
+        self.model = make_network(run.settings, train.input_size, train.output_size, run.seed)
+        self.model.rnn.rule = training_rule(run)
+        self.start = self.model.get_parameter(RECURRENT).detach().clone()
+        self.optimizer = make_optimizer(run.settings, self.model, lr)
+        self.quality = GradientQuality()
+        self.curvature = CurvatureSchedule(
+            run.settings,
+            self.model,
+            train.loss_fn,
+            train.batch(slice(0, run.settings.curvature_batch)),
+        )
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.iteration = 0
+        self._levels = list(LEVELS)
+        self._previous: dict[str, Tensor] | None = None
+        self.status = "finished"
+
+    def train(self) -> None:
+        """Train until the full training loss has fallen to ``stop_loss``, for ``iterations`` at most.
+
+        ``status`` is then ``finished``, or ``diverged`` if a loss was not finite.
+        """
+        batches = self.data.train.loader(
+            self.settings.batch_size, shuffle=True, seed=ORDER_SEED + self.run.seed, drop_last=True
+        ).forever()
+        try:
+            while not self._evaluation_due() or not self._evaluate():
+                self._step(*next(batches))
+                self.iteration += 1
+        except Diverged:
+            self.status = "diverged"
+
+    def final(self) -> dict[str, Any]:
+        """The measures at the end of the run; those that could not be taken are None."""
+        found: dict[str, Any] = dict.fromkeys(FINAL)
+        found["iteration"] = self.iteration
+        found.update(self.quality.running)
+        found.update({f"{name}_mean": value for name, value in self.quality.mean.items()})
+        if self.status != "finished":
+            return found
+        found.update({k: v for k, v in self.log.row.items() if k in FINAL and v is not None})
+        with self._clock("final"):
+            if "test_loss" not in self.log.row:
+                self._test(self.log.row)
+            found.update({k: self.log.row[k] for k in self.log.row if k.startswith(("test", "sh"))})
+            found.update(final_curvature(self.model, self.data, self.settings))
+        if found["lambda1_full"] is not None and found["rho"] is not None:
+            found["eta_rho_lambda_half"] = self.lr * found["rho"] * found["lambda1_full"] / 2
+        change = self.model.get_parameter(RECURRENT).detach() - self.start
+        found["weight_change"] = float(change.double().norm())
+        return found
+
+    def _evaluation_due(self) -> bool:
+        at_end = self.iteration >= self.settings.iterations
+        return at_end or self.iteration % self.settings.eval_every == 0
+
+    def _step(self, x: Tensor, target: Tensor) -> None:
+        model, loss_fn = self.model, self.data.train.loss_fn
+        if self.iteration % self.settings.alignment_every == 0:
+            with self._clock("alignment"):
+                self.quality.measure(model, loss_fn, (x, target), model.rnn.rule)
+            self.curvature.training_work += ALIGNMENT_COST * x.shape[1]
+        with self._clock("steps"):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = loss_fn(model(x), target)
+            if not math.isfinite(float(loss)):
+                raise Diverged
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        self.curvature.training_work += x.shape[1]
+
+    def _evaluate(self) -> bool:
+        """Add a row to the log; whether the run is at its end."""
+        with self._clock("evaluation"):
+            loss, accuracy = evaluate(self.model, self.data.train)
+        if not math.isfinite(loss):
+            raise Diverged
+        self.curvature.training_work += EVALUATION_COST * len(self.data.train)
+        row: dict[str, Any] = {"iteration": self.iteration, "train_loss": loss, "train_acc": accuracy}
+        row.update(self.quality.running)
+        crossed = self._crossed(loss)
+        if crossed and self._previous is not None and "test_loss" not in self.log.row:
+            with self._weights(self._previous):  # the gap at a level lies between two rows
+                self._test(self.log.row)
+        self.log.add(row)
+        stop = self.settings.stop_loss is not None and loss <= self.settings.stop_loss
+        stop = stop or self.iteration >= self.settings.iterations
+        if crossed or stop or self.iteration % self.settings.test_every == 0:
+            self._test(row)
+        with self._clock("curvature"):
+            row.update(self.curvature.measure(self.iteration, loss))
+        self._previous = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        return stop
+
+    def _test(self, row: dict[str, Any]) -> None:
+        with self._clock("evaluation"):
+            row["test_loss"], row["test_acc"] = evaluate(self.model, self.data.test)
+            row["shift_loss"], row["shift_acc"] = evaluate(self.model, self.data.shift)
+        work = len(self.data.test) + len(self.data.shift)
+        self.curvature.training_work += EVALUATION_COST * work
+
+    def _crossed(self, loss: float) -> bool:
+        before = len(self._levels)
+        self._levels = [level for level in self._levels if loss > level]
+        return len(self._levels) < before
+
+    @contextmanager
+    def _weights(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """The network with other parameters for a while."""
+        now = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        try:
+            _load(self.model, weights)
+            yield
+        finally:
+            _load(self.model, now)
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+
+def _load(model: Classifier, weights: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def perform(run: RunConfig, folder: Path, lr: float) -> dict[str, Any]:
+    """Train the run in ``folder`` (``log.csv``, ``model.pt``) and return its record, written last.
+
+    ``lr`` is the rate that training uses: the settings' rate, times ρ̄ in arms of kind ``bptt-rho``.
+    """
+    began = time.perf_counter()
+    log = RunLog(folder / LOG)
+    try:
+        training = Training(run, log, lr)
+        training.train()
+        final = training.final()
+    finally:
+        log.close()
+    buffer = io.BytesIO()
+    torch.save({"config": run.to_dict(), "model": training.model.state_dict()}, buffer)
+    write_atomic(folder / MODEL, buffer.getvalue())
+    record = make_record(run, training.status, final, lr)
+    record["timing"] = {name: round(value, 4) for name, value in training.seconds.items()}
+    record["seconds"] = round(time.perf_counter() - began, 3)
+    write_json(folder / RECORD, record)
+    return record
+
+
+def make_record(
+    run: RunConfig, status: str, final: dict[str, Any], lr: float, error: str | None = None
+) -> dict[str, Any]:
+    """The record of a run, to be completed by its timing."""
+    config = run.to_dict()
+    config.update(lr=lr, base_lr=run.settings.lr, kappa=run.settings.leak)
+    record = {
+        "run_id": run.run_id,
+        "arm": run.arm,
+        "rule": run.rule,
+        "seed": run.seed,
+        "status": status,
+        "config": config,
+        "hash": run.hash,
+        "versions": package_versions(),
+        "final": final,
+        "seconds": 0.0,
+    }
+    if error is not None:
+        record["error"] = error
+    return record

