@@ -88,6 +88,11 @@ class Batches:
         if empty:
             raise ValueError("data: the iterable gave no batch, expected at least one (x, target)")
 
+    @property
+    def single(self) -> bool:
+        """Whether there is one batch in all."""
+        return isinstance(self._pairs, list) and sum(1 for _ in self) == 1
+
     def weight(self, target: Any) -> float:
         """Number of valid terms in a piece's loss."""
         if self.num_terms is None:

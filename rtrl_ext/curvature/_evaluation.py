@@ -108,10 +108,10 @@ class Problem:
     ``functional_call`` keeps the module's own parameters, buffers and ``.grad`` out of reach:
     the other parameters enter detached, the buffers as copies. Every call of the model starts from
     the random state ``seed``: dropout masks and noise are the same in all passes over one batch, so
-    that primal values and tangents belong to one function.
+    that primal values and tangents belong to one function (``seed`` None: from the present state).
     """
 
-    seed = SEED
+    seed: int | None = SEED
 
     def __init__(
         self,
@@ -138,10 +138,11 @@ class Problem:
         state: dict[str, Tensor] = {
             name: p.detach() for name, p in self.model.named_parameters() if name not in point
         }
-        state.update((name, b.clone()) for name, b in self.model.named_buffers())
+        state.update(_buffer_copies(self.model))
         state.update(point)
-        for g in _generators(next(iter(point.values())).device):
-            g.manual_seed(self.seed)
+        if self.seed is not None:
+            for g in _generators(next(iter(point.values())).device):
+                g.manual_seed(self.seed)
         return functional_call(self.model, state, (x,))
 
     def loss(self, output: Any, target: Any) -> Tensor:
@@ -172,6 +173,16 @@ class Problem:
             return self.loss(output.rebuild(tuple(parts)), target.narrow(tdim, b, 1))
 
         return torch.stack([one(b) for b in range(count)])
+
+
+def _buffer_copies(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that a forward pass might write to; this library's cells don't."""
+    return {
+        f"{prefix}.{name}" if prefix else name: b.clone()
+        for prefix, module in model.named_modules()
+        if not type(module).__module__.startswith("rtrl_ext.")
+        for name, b in module.named_buffers(recurse=False)
+    }
 
 
 class Leaves:

@@ -34,26 +34,31 @@ def norms(a: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a, dim=0, dtype=torch.float64)
 
 
-def orthonormal_part(w: Tensor, basis: Tensor | None, floor: float) -> Tensor:
-    """Orthonormal basis (P, r) of what ``w`` (P, b) adds to ``basis`` (P, m), r <= b.
+def orthonormal_part(w: Tensor, basis: Tensor | None = None) -> Tensor:
+    """Orthonormal basis (P, r), r <= b, of what unit vectors ``w`` (P, b) add to ``basis`` (P, m).
 
-    Directions of ``w`` that are shorter than ``floor`` after projection are dropped. Block
-    Gram-Schmidt three times over (SVD inside the block); small remainders need the repetition.
+    What is shorter than rounding errors after the projection is dropped. Block Gram-Schmidt until
+    nothing changes, singular vectors inside the block.
     """
-    w = w.clone()
-    for sweep in range(3):
-        if basis is not None and basis.shape[1] > 0:
-            w -= combine(basis, inner(basis, w))
+    floor = 1e-7  # the square root of float64's precision: Gram matrices square the lengths
+    if w.dtype != torch.float64:
+        floor = 10 * torch.finfo(w.dtype).eps
+    for _ in range(6):
+        before = w
+        if basis is not None:
+            w = w - combine(basis, inner(basis, w))
         gram = inner(w, w)
         values, vectors = torch.linalg.eigh((gram + gram.t()) / 2)
         lengths = values.clamp_min(0).sqrt()
-        # the Gram matrix squares the condition number: what is below 1e-7 of the largest is noise
-        # in the first sweep, and comes out clean only if it was resolved
-        keep = lengths > (max(floor, 1e-7 * float(lengths.max())) if sweep == 0 else 0.5)
+        keep = lengths > floor
         if not bool(keep.any()):
-            return w[:, :0]
+            return before[:, :0]
+        shortest = float(lengths[keep].min())
         w = combine(w, vectors[:, keep] / lengths[keep])
-    return w
+        if shortest > 0.7:  # projected once more, it stayed what it was
+            return w
+        floor = 0.1
+    return w[:, :0]
 
 
 def rayleigh_ritz(basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

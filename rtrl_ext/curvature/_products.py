@@ -1,8 +1,9 @@
 """Products with k directions at once, on one batch.
 
-Two routes each: forward over reverse under ``vmap`` (one batched pass for all directions), and
-double backward for models in which some operator has no forward-mode derivative.
-Directions and results are rows ``(k, P)``.
+Two routes each: forward over reverse under ``vmap`` (one batched pass for all directions), and a
+graph for double backward, for models in which some operator has no forward-mode derivative and for
+many products with one direction each: it keeps the primal pass. Directions and results are rows
+``(k, P)``.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,9 @@ from torch.func import grad, jvp, vjp, vmap
 from ._evaluation import Leaves, Problem, zeros
 from ._params import flatten, unflatten
 
+RowProduct = Callable[[Tensor], Tensor]
 Product = Callable[[Problem, Tensor, Any, Any], Tensor]
+Graph = Callable[[Problem, Any, Any], RowProduct]
 Tensors = tuple[Tensor, ...]
 
 
@@ -33,14 +36,18 @@ def hessian_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tens
     return flatten(over_rows(product, unflatten(rows, point)), point)
 
 
-def hessian_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
-    """Double backward: one graph, batched over directions where the operators allow it."""
+def hessian_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
+    """Double backward: the graph of the gradient, to be differentiated again in any direction."""
     point = requiring_grad(problem.point())
     ps = list(point.values())
     loss = problem.value(point, x, target)
     g = gradients([loss], ps, [torch.ones_like(loss)], create_graph=True)
-    out = batched_gradients(g, ps, list(unflatten(rows, point).values()))
-    return flatten(dict(zip(point, out, strict=True)), point)
+
+    def product(rows: Tensor) -> Tensor:
+        out = batched_gradients(g, ps, list(unflatten(rows, point).values()))
+        return flatten(dict(zip(point, out, strict=True)), point)
+
+    return product
 
 
 def ggn_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
@@ -67,7 +74,7 @@ def ggn_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
     return flatten(over_rows(product, unflatten(rows, point)), point)
 
 
-def ggn_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+def ggn_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     """The same by reverse mode alone: J as the transpose of the linear map u -> Jᵀ u."""
     point = requiring_grad(problem.point())
     ps = list(point.values())
@@ -75,13 +82,16 @@ def ggn_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
     out = list(leaves.tensors)
     u = [torch.zeros_like(o, requires_grad=True) for o in out]
     pulled = gradients(out, ps, u, create_graph=True)
-    dout = batched_gradients(pulled, u, list(unflatten(rows, point).values()))
     free = [o.detach().requires_grad_() for o in out]
     loss = problem.loss(leaves.rebuild(tuple(free)), target)
     g = gradients([loss], free, [torch.ones_like(loss)], create_graph=True)
-    dg = batched_gradients(g, free, dout)
-    result = batched_gradients(out, ps, dg)
-    return flatten(dict(zip(point, result, strict=True)), point)
+
+    def product(rows: Tensor) -> Tensor:
+        dout = batched_gradients(pulled, u, list(unflatten(rows, point).values()))
+        result = batched_gradients(out, ps, batched_gradients(g, free, dout))
+        return flatten(dict(zip(point, result, strict=True)), point)
+
+    return product
 
 
 def fisher_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
@@ -96,16 +106,21 @@ def fisher_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tenso
     return flatten(over_rows(product, unflatten(rows, point)), point)
 
 
-def fisher_backward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+def fisher_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     """The same with one backward pass per sequence."""
     point = requiring_grad(problem.point())
     ps = list(point.values())
-    result = torch.zeros_like(rows)
-    for loss in problem.sequence_losses(point, x, target).unbind():
-        g = gradients([loss], ps, [torch.ones_like(loss)], retain_graph=True)
-        flat = torch.cat([t.detach().reshape(-1) for t in g])
-        result += torch.outer(rows @ flat, flat)
-    return result
+    losses = problem.sequence_losses(point, x, target).unbind()
+
+    def product(rows: Tensor) -> Tensor:
+        result = torch.zeros_like(rows)
+        for loss in losses:
+            g = gradients([loss], ps, [torch.ones_like(loss)], retain_graph=True)
+            flat = torch.cat([t.reshape(-1) for t in g])
+            result += torch.outer(rows @ flat, flat)
+        return result
+
+    return product
 
 
 def over_rows(

@@ -25,8 +25,10 @@ class Progress:
         sys.stderr.write(f"\r\x1b[K{self._label}: {done}{of} products{'; ' + note if note else ''}")
         sys.stderr.flush()
 
-    def close(self) -> None:
-        """End the line."""
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         if self._shown:
             sys.stderr.write("\n")
             sys.stderr.flush()

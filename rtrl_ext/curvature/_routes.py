@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._evaluation import Problem
-from ._products import Product
+from ._products import Graph, Product, RowProduct
 
-_OWN = {"aten", "prim", "prims", "rtrl_ext"}
+_OWN = {"aten", "prim", "prims", "rtrl_ext", "rtrl_ext_reference"}
 
 
 class Route:
@@ -23,22 +23,46 @@ class Route:
     silently zero tangents.
     """
 
-    def __init__(self, forward: Product, backward: Product) -> None:
+    def __init__(self, forward: Product, graph: Graph) -> None:
         self._forward = forward
-        self._backward = backward
-        self._chosen: Product | None = None
+        self._graph = graph
+        self._kept: RowProduct | None = None
+        self._keeping = False
+        self.name: str | None = None
+        """"forward over reverse" or "double backward"; None before the first product."""
 
-    @property
-    def name(self) -> str | None:
-        """ "forward over reverse" or "double backward"; None before the first product."""
-        if self._chosen is None:
-            return None
-        return "forward over reverse" if self._chosen is self._forward else "double backward"
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, data and parameters don't change and there is one batch: keep its graph."""
+        self._keeping = True
+        try:
+            yield
+        finally:
+            self._keeping, self._kept = False, None
 
     def __call__(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
         """The product of ``rows`` (k, P) on one batch."""
-        if self._chosen is not None:
-            return self._chosen(problem, rows, x, target).detach()
+        if self.name is None:
+            return self._first(problem, rows, x, target).detach()
+        if self.name == "double backward":
+            return self._by_graph(problem, rows, x, target).detach()
+        if self._keeping and rows.shape[0] == 1:
+            try:
+                return self._by_graph(problem, rows, x, target).detach()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # no second derivative in reverse mode: forward mode has one
+                self._keeping = False
+        return self._forward(problem, rows, x, target).detach()
+
+    def _by_graph(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+        if not self._keeping:
+            return self._graph(problem, x, target)(rows)
+        if self._kept is None:
+            self._kept = self._graph(problem, x, target)
+        return self._kept(rows)
+
+    def _first(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
         foreign = _foreign_operators(problem, x)
         if foreign:
             reason = f"operators of other libraries may lack forward-mode derivatives: {foreign}"
@@ -46,22 +70,22 @@ class Route:
         else:
             try:
                 result = self._forward(problem, rows, x, target)
-                self._chosen = self._forward
-                return result.detach()
+                self.name = "forward over reverse"
+                return result
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # NotImplementedError included
                 reason = str(error).strip().splitlines()[0]
                 where = _module_of(error, problem.model)
-        result = self._backward(problem, rows, x, target)
-        self._chosen = self._backward
+        result = self._by_graph(problem, rows, x, target)
+        self.name = "double backward"
         warnings.warn(
             f"rtrl_ext.curvature: {where} has no batched forward-over-reverse products ({reason}); "
             "using double backward, which is right but slower",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-        return result.detach()
+        return result
 
 
 class _Namespaces(TorchDispatchMode):

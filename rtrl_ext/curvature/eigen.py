@@ -1,6 +1,7 @@
 """Extreme eigenpairs by a restarted block Krylov method, and the power iteration."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ._krylov import combine, inner, norms, orthonormal_part, rayleigh_ritz, wanted
+from ._progress import Progress
 
 WHICH = ("LM", "LA", "SA")
 _SEED = 0
+_NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def eigsh(
 ) -> EigshResult:
     """k extreme eigenpairs of a symmetric operator.
 
-    Block Krylov with blocks of k directions (so that eigenvalues of multiplicity up to k are
-    found), full reorthogonalization, thick restart, Rayleigh-Ritz in float64.
+    Block Krylov with blocks of up to k directions (so that eigenvalues of multiplicity up to k are
+    found; converged pairs need no more), full reorthogonalization, thick restart, Rayleigh-Ritz in
+    float64. Memory: max(6 k + 40, 10 k) vectors of length P.
 
     Args:
         op: has ``shape``, ``dtype``, ``device`` and ``@`` for (P, j).
@@ -92,53 +96,44 @@ def eigsh(
         TypeError, ValueError: an argument of wrong type, value or shape.
         RuntimeError: a product is not finite.
     """
-    size = op.shape[0]
-    k, max_products = _check(size, k, which, tol, max_products)
+    k, max_products = _check(op.shape[0], k, which, tol, max_products)
     start = _start(op, k, v0)
-    capacity = min(size, max(3 * k + 20, 5 * k))
-    progress = op._progress("eigsh", max_products) if hasattr(op, "_progress") else None
+    with _fixed_point(op), _progress(op, "eigsh", max_products) as progress:
+        return _search(op, start, k, which, tol, max_products, progress)
 
-    basis = start
+
+def _search(
+    op: Any, basis: Tensor, k: int, which: str, tol: float, max_products: int, progress: Any
+) -> EigshResult:
+    size = op.shape[0]
+    capacity = min(size, max(3 * k + 20, 5 * k))
     image = _apply(op, basis)
-    used = basis.shape[1]
+    used = k
     lam_max = 0.0
-    fresh = basis.shape[1]  # the last columns, whose image extends the space
     while True:
         values, coeff = rayleigh_ritz(basis, image)
         lam_max = max(lam_max, float(values.abs().max()))
         order = wanted(values, which)
         pick = order[:k]
-        estimate = norms(
-            combine(image, coeff[:, pick]) - combine(basis, coeff[:, pick] * values[pick])
-        )
-        if progress:
-            progress.update(used, f"residual {float(estimate.max()):.2g} of {lam_max:.4g}")
-        full = basis.shape[1] >= size
-        done = len(pick) == k and bool((estimate <= tol * lam_max).all())
+        residual = combine(image, coeff[:, pick]) - combine(basis, coeff[:, pick] * values[pick])
+        lengths = norms(residual)
+        open_ = lengths > tol * lam_max
+        progress.update(used, f"residual {float(lengths.max()):.2g} of {lam_max:.4g}")
         room = max_products - k - used
-        if full or (done and len(pick) == k) or room < 1:
+        if not bool(open_.any()) or room < 1 or basis.shape[1] >= size:
             break
-        new = _expand(basis, image, fresh, lam_max, op)[:, :room]
+        # residuals of Ritz vectors span the next Krylov block
+        new = orthonormal_part(residual[:, open_] / lengths[open_].to(residual.dtype), basis)
+        if new.shape[1] == 0:  # rounding errors only
+            break
+        new = new[:, :room]
         if basis.shape[1] + new.shape[1] > capacity:
-            keep = order[: max(min(2 * k + 8, capacity - new.shape[1]), k)]
+            keep = order[: 2 * k + 8]
             basis, image = combine(basis, coeff[:, keep]), combine(image, coeff[:, keep])
-        fresh = new.shape[1]
         basis = torch.cat([basis, new], 1)
         image = torch.cat([image, _apply(op, new)], 1)
-        used += fresh
-    if progress:
-        progress.close()
+        used += new.shape[1]
     return _certified(op, combine(basis, coeff[:, pick]), which, tol, lam_max, used)
-
-
-def _expand(basis: Tensor, image: Tensor, fresh: int, scale: float, op: Any) -> Tensor:
-    """Next directions: the image of the newest ones, else random where the space is invariant."""
-    floor = torch.finfo(basis.dtype).eps * 10 * scale
-    new = orthonormal_part(image[:, -fresh:], basis, floor)
-    if new.shape[1] == 0:
-        columns = min(fresh, basis.shape[0] - basis.shape[1])
-        new = orthonormal_part(_random(op, columns, basis.shape[1]), basis, 0.0)
-    return new
 
 
 def _certified(
@@ -163,15 +158,14 @@ def _certified(
 
 
 def _start(op: Any, k: int, v0: Tensor | None) -> Tensor:
-    size = op.shape[0]
-    random = _random(op, k, 0)
+    random = _random(op, k) / math.sqrt(op.shape[0])
     if v0 is None:
-        return orthonormal_part(random, None, 0.0)
+        return orthonormal_part(random)
     given = _check_v0(op, v0)[:, :k]
-    given = orthonormal_part(given / norms(given).clamp_min(1e-300).to(given.dtype), None, 1e-3)
-    mixed = random / math.sqrt(size)
-    mixed[:, : given.shape[1]] = given + 0.05 * mixed[:, : given.shape[1]]
-    return orthonormal_part(mixed, None, 0.0)
+    lengths = norms(given)
+    given = orthonormal_part(given[:, lengths > 0] / lengths[lengths > 0].to(given.dtype))
+    random[:, : given.shape[1]] = given + _NOISE * random[:, : given.shape[1]]
+    return orthonormal_part(random)
 
 
 def _check_v0(op: Any, v0: Any) -> Tensor:
@@ -187,8 +181,8 @@ def _check_v0(op: Any, v0: Any) -> Tensor:
     return v
 
 
-def _random(op: Any, columns: int, stream: int) -> Tensor:
-    g = torch.Generator().manual_seed(_SEED + stream)
+def _random(op: Any, columns: int) -> Tensor:
+    g = torch.Generator().manual_seed(_SEED)
     return torch.randn(op.shape[0], columns, generator=g, dtype=op.dtype).to(op.device)
 
 
@@ -253,23 +247,31 @@ def power_iteration(
         raise TypeError(f"max_iter: got {type(max_iter).__name__}, expected an integer")
     if max_iter < 1:
         raise ValueError(f"max_iter: got {max_iter}, expected at least 1")
-    v = _random(op, 1, 0) if v0 is None else _check_v0(op, v0)
+    v = _random(op, 1) if v0 is None else _check_v0(op, v0)
     if v.shape[1] != 1:
         raise ValueError(f"v0: got shape {tuple(v.shape)}, expected ({op.shape[0]},)")
-    v = v / norms(v).to(v.dtype)
-    progress = op._progress("power iteration", max_iter) if hasattr(op, "_progress") else None
-    value, norm, converged, iterations = math.nan, math.nan, False, 0
-    while True:
+    with _fixed_point(op), _progress(op, "power iteration", max_iter) as progress:
+        return _power(op, v / norms(v).to(v.dtype), tol, max_iter, progress)
+
+
+def _power(op: Any, v: Tensor, tol: float, max_iter: int, progress: Any) -> PowerIterationResult:
+    value = math.nan
+    for iteration in range(1, max_iter + 1):
         hv = _apply(op, v[:, 0]).unsqueeze(1)
-        iterations += 1
-        before, value = value, float(inner(v, hv) / inner(v, v))
-        norm = float(norms(hv) / norms(v))
+        length = float(norms(v))
+        before, value = value, float(inner(v, hv)) / length**2
+        norm = float(norms(hv)) / length
+        progress.update(iteration, f"{value:.6g}")
         converged = norm == 0 or abs(value - before) <= tol * abs(value)
-        if progress:
-            progress.update(iterations, f"{value:.6g}")
-        if converged or iterations == max_iter:
+        if converged or iteration == max_iter:
             break
         v = (hv.double() / norms(hv)).to(hv.dtype)
-    if progress:
-        progress.close()
-    return PowerIterationResult(value, norm, v[:, 0], iterations, converged)
+    return PowerIterationResult(value, norm, v[:, 0], iteration, converged)
+
+
+def _fixed_point(op: Any) -> AbstractContextManager[Any]:
+    return op.at_fixed_point() if hasattr(op, "at_fixed_point") else nullcontext()
+
+
+def _progress(op: Any, label: str, total: int) -> Progress:
+    return Progress(label, total, bool(getattr(op, "progress", False)))

@@ -1,6 +1,7 @@
 """Curvature matrices as operators: Hessian, Gauss-Newton, empirical Fisher."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -10,7 +11,6 @@ from . import _products as products
 from ._data import Batches
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
-from ._progress import Progress
 from ._routes import Route
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CurvatureOperator:
             layer in training mode (its loss is not a mean over sequences).
     """
 
-    _routes: ClassVar[tuple[products.Product, products.Product]]
+    _routes: ClassVar[tuple[products.Product, products.Graph]]
 
     def __init__(
         self,
@@ -163,6 +163,18 @@ class CurvatureOperator:
         self.num_products += rows.shape[0]
         return result / total
 
+    @contextmanager
+    def at_fixed_point(self) -> Iterator[None]:
+        """For many products at unchanged parameters: products with one vector keep the primal pass.
+
+        Only if the data is one batch, since the kept graph takes a batch's memory.
+        """
+        if self._batches.single:
+            with self._route.keeping():
+                yield
+        else:
+            yield
+
     def _weight(self, x: Any, target: Any) -> float:
         return self._batches.weight(target)
 
@@ -225,9 +237,6 @@ class CurvatureOperator:
 
         return trace(self, method, num_products, seed)
 
-    def _progress(self, label: str, total: int | None) -> Progress:
-        return Progress(label, total, self.progress)
-
 
 class Hessian(CurvatureOperator):
     """The Hessian of the true loss in the chosen parameters.
@@ -240,7 +249,7 @@ class Hessian(CurvatureOperator):
     >>> H @ v, H.eigsh(k=3).values, H.trace().value                            # doctest: +SKIP
     """
 
-    _routes = (products.hessian_forward, products.hessian_backward)
+    _routes = (products.hessian_forward, products.hessian_graph)
 
 
 class GaussNewton(CurvatureOperator):
@@ -251,7 +260,7 @@ class GaussNewton(CurvatureOperator):
     See ``CurvatureOperator`` for the arguments. (Schraudolph 2002.)
     """
 
-    _routes = (products.ggn_forward, products.ggn_backward)
+    _routes = (products.ggn_forward, products.ggn_graph)
 
 
 class EmpiricalFisher(CurvatureOperator):
@@ -262,7 +271,7 @@ class EmpiricalFisher(CurvatureOperator):
     used. See ``CurvatureOperator`` for the arguments.
     """
 
-    _routes = (products.fisher_forward, products.fisher_backward)
+    _routes = (products.fisher_forward, products.fisher_graph)
 
     def _weight(self, x: Any, target: Any) -> float:
         return float(self._batches.dims(x, target)[0])
