@@ -88,9 +88,11 @@ def leaky_core(
         rule = Rule(policy, mu, window, decay)
         _check_rule(rule, w, transport)
         transport = None if transport is w else with_lead(transport, 3)
-        modulator = _formulas.lead_modulator(modulator)
+        modulator = _formulas.lead_modulator(modulator, pre)
     single = pre.dim() == 3
     if not in_transform():
+        if s0 is y0 and torch.compiler.is_compiling():
+            s0 = y0.view_as(y0)  # dynamo wants distinct arguments of a Function
         y, _, s_n = Plain.apply(
             pre, y0, s0, w, leak, lengths, transport, modulator, flags, rule, single
         )

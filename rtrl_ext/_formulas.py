@@ -109,7 +109,7 @@ def leak_gradient(s: Saved, delta: Tensor, lam: Tensor) -> Tensor:
 def modulated(
     modulator: Tensor, gy: Tensor | None, gs_n: Tensor | None, form: int, lengths: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The learning signal times the third factor (L|1, T, B, 1|n).
+    """Gradients of y and of the final state times the third factor (1, T, B, 1|n).
 
     In the rate form a gradient at the final state is part of the learning signal of its step.
     """
@@ -142,7 +142,7 @@ def gradients(
         return (None,) * 5
     rule, transport, modulator = s.rule, s.transport, s.modulator
     if policy_of is not None:
-        rule, transport, modulator = overridden(policy_of, s.w, s.leak)
+        rule, transport, modulator = overridden(policy_of, s.w, s.leak, s.y)
     if modulator is not None:
         gy, gs_n = modulated(modulator, gy, gs_n, s.form, s.lengths)
     matrix = None if rule.policy == LOCAL else s.w if transport is None else transport
@@ -165,21 +165,31 @@ def with_lead(x: Tensor | None, dims: int) -> Tensor | None:
     return x if x is None or x.dim() == dims else x.unsqueeze(0)
 
 
-def lead_modulator(modulator: Tensor | None) -> Tensor | None:
-    """A third factor (T, B) or (T, B, n) as (1, T, B, 1|n); one of 4 dimensions as it is."""
-    if modulator is None or modulator.dim() == 4:
-        return modulator
-    return (modulator.unsqueeze(-1) if modulator.dim() == 2 else modulator).unsqueeze(0)
+def lead_modulator(modulator: Tensor | None, like: Tensor) -> Tensor | None:
+    """A third factor (T, B) or (T, B, n) as (1, T, B, 1|n), in dtype and device of ``like``.
+
+    ``like`` is (T, B, n) or has leading dimensions; ValueError for a modulator of another shape.
+    """
+    if modulator is None:
+        return None
+    steps, batch, n = like.shape[-3:]
+    if modulator.shape not in ((steps, batch), (steps, batch, n)):
+        raise ValueError(
+            f"modulator has shape {tuple(modulator.shape)}; "
+            f"expected ({steps}, {batch}) or ({steps}, {batch}, {n})"
+        )
+    full = modulator.unsqueeze(-1) if modulator.dim() == 2 else modulator
+    return full.unsqueeze(0).to(like)
 
 
 def overridden(
-    policy_of: Any, w: Tensor, leak: Tensor
+    policy_of: Any, w: Tensor, leak: Tensor, like: Tensor
 ) -> tuple[Rule, Tensor | None, Tensor | None]:
     """Rule, transport and modulator that ``policy_of`` (``_state.override_rule``) gives for a layer."""
     single = w.shape[0] == 1 and leak.shape[0] == 1
     spec = dict(policy_of(w[0], leak[0]) if single else policy_of(w, leak))
     transport = with_lead(spec.pop("transport", None), 3)
-    modulator = lead_modulator(spec.pop("modulator", None))
+    modulator = lead_modulator(spec.pop("modulator", None), like)
     return Rule(**spec), transport, modulator
 
 
