@@ -94,6 +94,17 @@ def sgemm_contestant() -> Contestant:
     return Contestant(SGEMM, call=lambda: torch.mm(a, b, out=out), flops=SGEMM_FLOPS)
 
 
+def settle_allocator() -> None:
+    """Puts malloc into the state of a process that has once freed a large tensor.
+
+    glibc's thresholds rise with the largest block freed: below them, freed memory goes back to the
+    system and the next step pays a page fault for every 4 KiB of it again. Without this, a figure
+    would depend on what the process happened to do before. The block's pages are never touched.
+    """
+    block = torch.empty(31 << 20, dtype=torch.uint8)
+    del block
+
+
 def measure(
     contestants: Sequence[Contestant],
     *,
@@ -117,6 +128,7 @@ def measure(
     names = [c.name for c in everyone]
     if len(set(names)) != len(names):
         raise ValueError(f"contestants: names must be unique, got {names}")
+    settle_allocator()
     before = torch.get_num_threads()
     timings: Timings = {}
     try:

@@ -31,7 +31,7 @@ def load_average() -> float:
 
 def describe() -> dict[str, Any]:
     """A dictionary for the head of every result file."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

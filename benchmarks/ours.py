@@ -30,7 +30,7 @@ def rule(name: str) -> Any:
     """A rule by the name used in the tables."""
     import rtrl_ext as rx
 
-    rules = {
+    rules: dict[str, Callable[[], Any]] = {
         "bptt": rx.rules.BPTT,
         "eprop": rx.rules.EProp,
         "snap1": rx.rules.SnAp1,

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: each piece alone, timed in turn with the whole.
 
-    python -m benchmarks.pieces [COLUMN ...]
+python -m benchmarks.pieces [COLUMN ...]
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .results import Row, print_tables, rows_from
 
 def pieces(case: Case, threads: list[int], rounds: int = 15) -> list[Row]:
     """Rows for the GEMMs, the two kernels under each policy, and whole steps (BPTT and EProp)."""
-    from rtrl_ext._kernels import backend
+    from rtrl_ext import _kernels
 
     n, m, B, T = case.n, case.m, case.B, case.T
     data = {k: v.detach() for k, v in ours.tensors(case).items()}
     params, x, gy = ours.params_of(data), data["x"], data["gy"]
     w_ih, w_hh, b_ih, b_hh = params
-    k = backend()
+    k = _kernels.kernels()
     zero, w = torch.zeros(1, B, n), w_hh.unsqueeze(0)
     one, half = torch.ones(1, n), torch.full((1, n), 0.5)
     pre = F.linear(x, w_ih, b_ih + b_hh).unsqueeze(0)

@@ -65,7 +65,7 @@ def rows_from(
             )  # fmt: skip
             continue
         c = next(c for c in contestants if c.name == name)
-        base = {
+        base: dict[str, Any] = {
             "ours": c.ours,
             "samples": len(timing.by_round),
             "info": {**c.info, "cpu_per_wall": round(timing.cpu_per_wall, 2)},

@@ -136,7 +136,7 @@ def main() -> None:
             if request["op"] == "versions":
                 import importlib.metadata as metadata
 
-                reply = {}
+                reply: dict[str, Any] = {}
                 for name in ("jax", "jaxlib", "braintrace"):
                     try:
                         reply[name] = metadata.version(name)

@@ -90,13 +90,16 @@ def contestants(s: Settings, column: str, case: Case) -> list[Contestant]:
         out.append(
             Contestant(f"Hessian @ V, k={k}", call, ours=True, flops=flops, bound=bound, info=info)
         )
-        call = _functional(rnn, x, target, v)
-        info = {"k": k, "difference": per_direction(call(), k)}
-        out.append(
-            Contestant(f"functional.hvp, k={k}", call, ours=True, flops=flops, bound=bound,
-                       info=info)
-        )  # fmt: skip
-
+        s.add_checked(
+            out,
+            f"functional.hvp, k={k}",
+            lambda v=v: _functional(rnn, x, target, v),  # type: ignore[misc]
+            lambda got, k=k: per_direction(got, k),  # type: ignore[misc]
+            ours=True,
+            flops=flops,
+            bound=bound,
+            info={"k": k},
+        )
     if s.peers == "none":
         return out
     model = peers.Outputs(loops.torch_rnn(params, "tanh"))
