@@ -23,18 +23,23 @@ struct LeakyShape {
   Activation act;
   bool unit_leak;          // rate form with leak == 1: phi is y, aux is absent
   const int64_t* lengths;  // (B,) or null: row b is active for t < lengths[b]
+  // A call covers the steps [begin, end) of the arrays. One call with [0, T) is the whole; a sequence of calls that cover it
+  // piece by piece keeps its scratch between them, and all but the first have `resume` set.
+  int64_t begin, end;
+  bool resume;
 };
 
 template <class T>
 struct LeakyForward {
   LeakyShape s;
-  In<T> pre;     // (L|1, T, B, n)
-  In<T> y0, s0;  // (L|1, B, n)
-  In<T> w;       // (L|1, n, n) as given, row = postsynaptic
-  In<T> leak;    // (L|1, n)
-  T* y;          // (L, T, B, n)
-  T* aux;        // (L, T, B, n); rate: phi(u), null with unit_leak; voltage: v
-  T* s_n;        // (L, B, n)
+  In<T> pre;      // (L|1, T, B, n)
+  In<T> y0, s0;   // (L|1, B, n)
+  In<T> w;        // (L|1, n, n) as given, row = postsynaptic
+  In<T> leak;     // (L|1, n)
+  const T* bias;  // (n) or null, added to pre
+  T* y;           // (L, T, B, n)
+  T* aux;         // (L, T, B, n); rate: phi(u), null with unit_leak; voltage: v
+  T* s_n;         // (L, B, n)
 };
 
 template <class T>
@@ -49,10 +54,12 @@ struct LeakyBackward {
   In<T> y, aux;    // (L|1, T, B, n)
   In<T> w;         // (L|1, n, n) transport matrix; null for Local
   In<T> leak;      // (L|1, n)
-  T* delta;        // (L, T, B, n)
-  T* gy0;          // (L, B, n)
-  T* gs0;          // (L, B, n)
-  T* lam;          // (L, T, B, n) or null
+  T* delta;        // (L, T, B, n), or with delta_from_begin (end - begin, B, n): the steps of this call alone, L = 1
+  bool delta_from_begin;
+  T* gy0;   // (L, B, n) or null, written by the call that covers step 0
+  T* gs0;   // (L, B, n) or null
+  T* lam;   // (L, T, B, n) or null
+  T* bias;  // (tiles, n) or null: each tile adds its sum of delta over rows and steps
 };
 
 template <class T>
@@ -88,9 +95,10 @@ struct LeakyBackwardJvp {
   T* dlam;           // (L, T, B, n) or null
 };
 
-// Row r of a tile is row b of the batch under leading index l.
+// The tile's number; row r of a tile is row b of the batch under leading index l.
 struct RowRange {
   int64_t begin, end;  // in the L * B rows, l = r / B, b = r % B
+  int64_t tile;
 };
 
 // One instruction set's kernels. `packed` holds the packed recurrent matrices, `stride` numbers apart (0: shared);

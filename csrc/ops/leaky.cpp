@@ -20,12 +20,12 @@ std::tuple<Tensor, Tensor, Tensor> leaky_forward(const Tensor& pre, const Tensor
   Tensor aux = unit_leak ? make(pre, {0}) : make(pre, {L, T_, B, n});
   Tensor s_n = make(pre, {L, B, n});
   if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
-  LeakyShape shape = leaky_shape(pre, L, form, act, unit_leak);
+  LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);
   with_dtype(pre.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    LeakyForward<T> p{shape,     args.in<T>(pre), args.in<T>(y0), args.in<T>(s0), args.in<T>(w), args.in<T>(leak),
-                      out<T>(y), out<T>(aux),     out<T>(s_n)};
+    LeakyForward<T> p{shape,   args.in<T>(pre), args.in<T>(y0), args.in<T>(s0), args.in<T>(w), args.in<T>(leak),
+                      nullptr, out<T>(y),       out<T>(aux),    out<T>(s_n)};
     run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward);
   });
   return {y, aux, s_n};
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward(const OptionalTensor& 
   Tensor delta = make(y, {L, T_, B, n}), gy0 = make(y, {L, B, n}), gs0 = make(y, {L, B, n});
   Tensor lam = want_lam ? make(y, {L, T_, B, n}) : make(y, {0});
   if (gy0.numel() == 0 || T_ == 0) return {delta, gy0, gs0, lam};
-  LeakyShape shape = leaky_shape(y, L, form, act, unit_leak);
+  LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);
   with_dtype(y.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -74,9 +74,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward(const OptionalTensor& 
                        args.in<T>(weight),
                        args.in<T>(leak),
                        out<T>(delta),
+                       false,
                        out<T>(gy0),
                        out<T>(gs0),
-                       out<T>(lam)};
+                       out<T>(lam),
+                       nullptr};
     run_tiles<T>(p, p.w, weight ? weight->size(0) : 0, false, leaky_kernels<T>().backward);
   });
   return {delta, gy0, gs0, lam};

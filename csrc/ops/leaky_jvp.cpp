@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_forward_jvp(const Tensor& dpre,
   Tensor daux = unit_leak ? make(dpre, {0}) : make(dpre, {L, T_, B, n});
   Tensor du = want_du ? make(dpre, {L, T_, B, n}) : make(dpre, {0});
   if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, du};
-  LeakyShape shape = leaky_shape(dpre, L, form, act, unit_leak);
+  LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);
   with_dtype(dpre.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward_jvp(const Tensor& dgy,
   Tensor ddelta = make(dgy, {L, T_, B, n}), dgy0 = make(dgy, {L, B, n}), dgs0 = make(dgy, {L, B, n});
   Tensor dlam = want_dlam ? make(dgy, {L, T_, B, n}) : make(dgy, {0});
   if (dgy0.numel() == 0 || T_ == 0) return {ddelta, dgy0, dgs0, dlam};
-  LeakyShape shape = leaky_shape(dgy, L, form, act, unit_leak);
+  LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);
   with_dtype(dgy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -8,33 +8,59 @@ namespace rx {
 
 constexpr int64_t kTileRowsMax = 64;
 
-// P: one of the parameter structs. `weight` (L|1, n, n) is packed once per leading index, or null where no product is needed.
+// Packs the recurrent matrix once; `run` may then be called for one piece of the time axis after the other.
+template <class T>
+class Tiles {
+ public:
+  // `weight` (L|1, n, n), `weights` of them, or null where no product is needed. `keep`: scratch lives from one `run` to the
+  // next.
+  Tiles(const LeakyShape& s, const In<T>& weight, int64_t weights, bool transpose, bool keep)
+      : n_(s.n), kernels_(leaky_kernels<T>()), size_(kernels_.packed_size(s.n)), packed_(weight.p ? size_ * weights : 1) {
+    if (weight.p) {
+      torch::stable::parallel_for(0, weights, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) kernels_.pack(weight.p + i * n_ * n_, n_, transpose, packed_.get() + i * size_);
+      });
+    }
+    // Rows under one recurrent matrix may share a tile; with a matrix per leading index they may not.
+    groups_ = weight.p && weight.lead ? s.L : 1;
+    group_rows_ = s.L * s.B / groups_;
+    const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+    const int64_t shares = std::max<int64_t>(1, (threads + groups_ - 1) / groups_);
+    tiles_ = std::max((group_rows_ + kTileRowsMax - 1) / kTileRowsMax, std::min(shares, group_rows_));
+    tile_scratch_ = kernels_.scratch_size(kTileRowsMax, n_);
+    if (keep) kept_ = std::make_unique<Scratch<T>>(tile_scratch_ * count());
+  }
+
+  int64_t count() const { return groups_ * tiles_; }
+
+  template <class P>
+  void run(const P& p, void (*kernel)(const P&, RowRange, const T*, T*)) {
+    torch::stable::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
+      std::unique_ptr<Scratch<T>> own;
+      if (!kept_) own = std::make_unique<Scratch<T>>(tile_scratch_);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t group = i / tiles_, tile = i % tiles_, first = group * group_rows_;
+        const RowRange rows{first + group_rows_ * tile / tiles_, first + group_rows_ * (tile + 1) / tiles_, i};
+        T* scratch = kept_ ? kept_->get() + i * tile_scratch_ : own->get();
+        kernel(p, rows, packed_.get() + (groups_ > 1 ? group * size_ : 0), scratch);
+      }
+    });
+  }
+
+ private:
+  int64_t n_;
+  const LeakyKernels<T>& kernels_;
+  int64_t size_;
+  Scratch<T> packed_;
+  int64_t groups_, group_rows_, tiles_, tile_scratch_;
+  std::unique_ptr<Scratch<T>> kept_;
+};
+
+// P: one of the parameter structs, run over the whole time axis.
 template <class T, class P>
 void run_tiles(const P& p, const In<T>& weight, int64_t weights, bool transpose,
                void (*kernel)(const P&, RowRange, const T*, T*)) {
-  const LeakyKernels<T>& k = leaky_kernels<T>();
-  const int64_t n = p.s.n;
-  const int64_t size = k.packed_size(n);
-  Scratch<T> packed(weight.p ? size * weights : 1);
-  if (weight.p) {
-    torch::stable::parallel_for(0, weights, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) k.pack(weight.p + i * n * n, n, transpose, packed.get() + i * size);
-    });
-  }
-  // Rows under one recurrent matrix may share a tile; with a matrix per leading index they may not.
-  const int64_t groups = weight.p && weight.lead ? p.s.L : 1;
-  const int64_t group_rows = p.s.L * p.s.B / groups;
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-  const int64_t shares = std::max<int64_t>(1, (threads + groups - 1) / groups);
-  const int64_t tiles = std::max((group_rows + kTileRowsMax - 1) / kTileRowsMax, std::min(shares, group_rows));
-  torch::stable::parallel_for(0, groups * tiles, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> scratch(k.scratch_size(kTileRowsMax, n));
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / tiles, tile = i % tiles;
-      const RowRange rows{group * group_rows + group_rows * tile / tiles, group * group_rows + group_rows * (tile + 1) / tiles};
-      kernel(p, rows, packed.get() + (groups > 1 ? group * size : 0), scratch.get());
-    }
-  });
+  Tiles<T>(p.s, weight, weights, transpose, false).run(p, kernel);
 }
 
 template <class F>
@@ -44,13 +70,11 @@ void with_dtype(ScalarType dtype, F&& f) {
   STD_TORCH_CHECK(false, "the LeakyRNN kernels take float32 or float64 on the CPU");
 }
 
-inline LeakyShape leaky_shape(const Tensor& sequence, int64_t L, int64_t form, int64_t act, bool unit_leak) {
+inline LeakyShape leaky_shape(int64_t L, int64_t T, int64_t B, int64_t n, int64_t form, int64_t act, bool unit_leak) {
   STD_TORCH_CHECK(form == 0 || form == 1, "form must be 0 (rate) or 1 (voltage)");
   STD_TORCH_CHECK(act >= 0 && act <= 3, "act must be 0 to 3");
   STD_TORCH_CHECK(!(unit_leak && form == 1), "unit_leak is for the rate form");
-  return {
-      L,         sequence.size(1), sequence.size(2), sequence.size(3), static_cast<Form>(form), static_cast<Activation>(act),
-      unit_leak, nullptr};
+  return {L, T, B, n, static_cast<Form>(form), static_cast<Activation>(act), unit_leak, nullptr, 0, T, false};
 }
 
 }  // namespace rx

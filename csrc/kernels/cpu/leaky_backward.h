@@ -11,6 +11,7 @@ struct BackwardStep {
   int64_t r, t;
   bool first;  // no step after it: nothing is carried in yet
   bool cut;    // the carry from t+1 is dropped
+  int64_t tile;
 };
 
 template <class T, class Act, bool Voltage, Transport P, bool Plain>
@@ -23,7 +24,8 @@ void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, BackwardStep 
   const T* phi_row = Voltage || p.s.unit_leak ? tile.at(p.y, r, t) : tile.at(p.aux, r, t);
   const T* leak = tile.unit(p.leak, r);
   const T* w = P == Transport::Diagonal ? p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n : nullptr;
-  T* delta_row = tile.at(p.delta, r, t);
+  T* delta_row = tile.at(p.delta, r, p.delta_from_begin ? t - p.s.begin : t);
+  T* bias = p.bias ? p.bias + at.tile * tile.n : nullptr;
   T* lam_row = Plain ? nullptr : tile.at(p.lam, r, t);
   T* carry = tile.carry + r * tile.ld;
   T* state = tile.state + r * tile.ld;
@@ -75,6 +77,7 @@ void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, BackwardStep 
     if constexpr (P == Transport::Full || P == Transport::Diagonal) store<V>(carry + j, delta);
     if constexpr (P == Transport::Hop) store<V>(carry + j, slope * signal + mu * moved);
     write<F, V>(delta_row + j, delta, count);
+    if (bias) write<F, V>(bias + j, read<F, V>(bias + j, count) + delta, count);
     if (!Plain && lam_row) write<F, V>(lam_row + j, lam, count);
   });
 }
@@ -110,7 +113,8 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
   Tile<T> tile(p.s, range, scratch);
   constexpr bool multiplies = P == Transport::Full || P == Transport::Hop || P == Transport::State;
   const bool plain = p.gy.p && !p.gaux.p && !p.lam && p.decay == 0;
-  for (int64_t t = p.s.T - 1; t >= 0; --t) {
+  for (int64_t t = p.s.end - 1; t >= p.s.begin; --t) {
+    const int64_t delta_t = p.delta_from_begin ? t - p.s.begin : t;
     bool any = false;  // some row takes in what is carried
     bool cut[kMaxRows];
     for (int64_t r = 0; r < tile.rows; ++r) {
@@ -119,15 +123,15 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
     }
     tile.prefetch(p.gy, t);
     tile.prefetch(p.s.form == Form::Voltage || p.s.unit_leak ? p.y : p.aux, t);
-    tile.prefetch(p.delta, t);
+    tile.prefetch(p.delta, delta_t);
     if (multiplies && any) tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {
-        zero_row(tile.at(p.delta, r, t), tile.n);
+        zero_row(tile.at(p.delta, r, delta_t), tile.n);
         zero_row(tile.at(p.lam, r, t), tile.n);
         continue;
       }
-      const BackwardStep at{r, t, t == tile.length[r] - 1, cut[r]};
+      const BackwardStep at{r, t, t == tile.length[r] - 1, cut[r], range.tile};
       if (plain && !at.first && !at.cut) {
         leaky_backward_step<T, Act, Voltage, P, true>(p, tile, at);
       } else {
@@ -135,6 +139,7 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
       }
     }
   }
+  if (p.s.begin > 0 || !p.gy0) return;
   if (multiplies) tile.multiply(packed);
   for (int64_t r = 0; r < tile.rows; ++r) leaky_backward_start<T, Voltage, P>(p, tile, r);
 }

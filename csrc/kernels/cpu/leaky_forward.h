@@ -10,6 +10,7 @@ void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r, int6
   using V = Vec<T>;
   const T* pre = tile.at(p.pre, r, t);
   const T* leak = tile.unit(p.leak, r);
+  const T* bias = p.bias;
   T* y = tile.at(p.y, r, t);
   T* aux = tile.at(p.aux, r, t);
   T* carry = tile.carry + r * tile.ld;
@@ -17,7 +18,8 @@ void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r, int6
   const T* product = tile.product + r * tile.ld;
   columns<T>(tile.n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
     constexpr bool F = decltype(full)::value;
-    const V u = read<F, V>(pre + j, count) + load<V>(product + j);
+    V u = read<F, V>(pre + j, count) + load<V>(product + j);
+    if (bias) u += read<F, V>(bias + j, count);
     if constexpr (Unit) {
       const V phi = Act::value(u);
       write<F, V>(y + j, phi, count);
@@ -47,9 +49,11 @@ void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r, int6
 template <class T, class Act, bool Voltage, bool Unit>
 void leaky_forward_run(const LeakyForward<T>& p, RowRange range, const T* packed, T* scratch) {
   Tile<T> tile(p.s, range, scratch);
-  tile.copy_in(tile.carry, p.y0);
-  tile.copy_in(tile.state, p.s0);
-  for (int64_t t = 0; t < p.s.T; ++t) {
+  if (!p.s.resume) {
+    tile.copy_in(tile.carry, p.y0);
+    tile.copy_in(tile.state, p.s0);
+  }
+  for (int64_t t = p.s.begin; t < p.s.end; ++t) {
     tile.prefetch(p.pre, t);
     tile.prefetch(p.y, t);
     tile.multiply(packed);

@@ -35,7 +35,7 @@ struct Tile {
     product = carry + rows * ld;
     state = product + rows * ld;
     extra = state + rows * ld;
-    for (int64_t i = 0; i < 4 * rows * ld; ++i) scratch[i] = 0;
+    for (int64_t i = 0; !s.resume && i < 4 * rows * ld; ++i) scratch[i] = 0;
     for (int64_t r = 0; r < rows; ++r) {
       l[r] = (range.begin + r) / s.B;
       const int64_t b = (range.begin + r) % s.B;

@@ -1,0 +1,225 @@
+// A whole LeakyRNN layer as PyTorch ops: the input product, the recurrence, and all gradients. The time axis is worked through
+// in pieces that stay in the L2 cache, so that the products over all steps read what the recurrence has just written.
+#include "ops/blas.h"
+#include "ops/leaky_run.h"
+
+namespace rx {
+namespace {
+
+constexpr int64_t kPieceBytes = 768 * 1024;
+
+// Steps per piece, for `width` numbers per row and step.
+int64_t piece_steps(int64_t B, int64_t width, size_t element) {
+  return std::max<int64_t>(8, kPieceBytes / std::max<int64_t>(1, B * width * static_cast<int64_t>(element)));
+}
+
+Tensor zeros_like_size(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  Tensor x = make(like, sizes);
+  torch::stable::zero_(x);
+  return x;
+}
+
+Tensor dense(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
+// Shapes are checked by the caller in Python, where the messages are; here only what memory safety asks for.
+void expect(bool good, const char* what) {
+  STD_TORCH_CHECK(good, std::string("leaky_layer: ") + what);
+}
+
+void check_layer(const Tensor& x, const Tensor& w, const Tensor& leak, const OptionalTensor& lengths) {
+  expect(x.dim() == 3 && w.dim() == 2 && leak.dim() == 1, "x must be (T, B, m), w (n, n), leak (n,)");
+  expect(w.size(0) == w.size(1) && leak.size(0) == w.size(0), "w must be square and leak of its size");
+  expect(!lengths || (lengths->scalar_type() == ScalarType::Long && lengths->dim() == 1 && lengths->size(0) == x.size(1)),
+         "lengths must be int64 (B,)");
+}
+void check_like(const OptionalTensor& x, const char* name, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  if (!x) return;
+  bool good = x->scalar_type() == dtype && x->dim() == static_cast<int64_t>(sizes.size());
+  int64_t i = 0;
+  for (int64_t size : sizes) good = good && x->size(i++) == size;
+  expect(good, (std::string(name) + " has the wrong shape or dtype").c_str());
+}
+
+template <class T>
+In<T> whole(const OptionalTensor& x) {
+  return x ? In<T>{static_cast<const T*>(x->const_data_ptr()), false} : In<T>{};
+}
+OptionalTensor dense(const OptionalTensor& x) {
+  return x ? OptionalTensor(dense(*x)) : x;
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor& w_ih, const OptionalTensor& bias_ih,
+                                                 const OptionalTensor& bias_hh, const OptionalTensor& drive_,
+                                                 const OptionalTensor& y0_, const OptionalTensor& s0_, const Tensor& w_,
+                                                 const Tensor& leak_, const OptionalTensor& lengths_, int64_t form, int64_t act,
+                                                 bool unit_leak) {
+  check_layer(x_, w_, leak_, lengths_);
+  const ScalarType dtype = x_.scalar_type();
+  const int64_t T_ = x_.size(0), B = x_.size(1), m = x_.size(2), n = w_.size(0);
+  check_like(w_ih, "w_ih", dtype, {n, m});
+  check_like(w_, "w", dtype, {n, n});
+  check_like(leak_, "leak", dtype, {n});
+  check_like(bias_ih, "bias_ih", dtype, {n});
+  check_like(bias_hh, "bias_hh", dtype, {n});
+  check_like(drive_, "drive", dtype, {T_, B, n});
+  check_like(y0_, "y0", dtype, {B, n});
+  check_like(s0_, "s0", dtype, {B, n});
+  const Tensor x = dense(x_), w = dense(w_), leak = dense(leak_);
+  const OptionalTensor drive = dense(drive_), y0 = dense(y0_), s0 = dense(s0_), lengths = dense(lengths_);
+  Tensor y = make(x, {T_, B, n}), aux = unit_leak ? make(x, {0}) : make(x, {T_, B, n}), s_n = make(x, {B, n});
+  if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
+  LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
+  if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+  // The input product is written where the activations will be kept.
+  const Tensor pre = unit_leak ? y : aux;
+  const Tensor x2 = as_rows(x, m), pre2 = as_rows(pre, n), u = transposed(w_ih);
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Scratch<T> bias(n);
+    const OptionalTensor b1 = dense(bias_ih), b2 = dense(bias_hh);
+    for (int64_t i = 0; i < n; ++i) {
+      bias.get()[i] = (b1 ? static_cast<const T*>(b1->const_data_ptr())[i] : T(0)) +
+                      (b2 ? static_cast<const T*>(b2->const_data_ptr())[i] : T(0));
+    }
+    LeakyForward<T> p{
+        shape,     whole<T>(pre), whole<T>(y0), whole<T>(s0), whole<T>(w), whole<T>(leak), b1 || b2 ? bias.get() : nullptr,
+        out<T>(y), out<T>(aux),   out<T>(s_n)};
+    const int64_t piece = piece_steps(B, m + (unit_leak ? 1 : 2) * n, sizeof(T));
+    Tiles<T> tiles(shape, p.w, 1, true, piece < T_);
+    for (int64_t t = 0; t < T_; t += piece) {
+      const int64_t steps = std::min(piece, T_ - t);
+      const Tensor to = rows_of(pre2, t * B, steps * B), with = rows_of(x2, t * B, steps * B);
+      if (drive) {
+        addmm_out(to, rows_of(as_rows(*drive, n), t * B, steps * B), with, u);
+      } else {
+        mm_out(to, with, u);
+      }
+      p.s.begin = t;
+      p.s.end = t + steps;
+      p.s.resume = t > 0;
+      tiles.run(p, leaky_kernels<T>().forward);
+    }
+  });
+  return {y, aux, s_n};
+}
+
+// Which gradients to make; the others come back empty.
+enum Need : int64_t { kNeedX = 1, kNeedInputWeight = 2, kNeedWeight = 4, kNeedBias = 8, kNeedDelta = 16, kNeedInitial = 32 };
+
+// (dx, dw_ih, dw, dbias, delta, gy0, gs0, lam)
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_, const Tensor& x_, const Tensor& y_,
+                         const Tensor& aux_, const OptionalTensor& y0_, const Tensor& w_ih_, const OptionalTensor& transport_,
+                         const Tensor& leak_, const OptionalTensor& lengths_, int64_t form, int64_t act, bool unit_leak,
+                         int64_t policy, double mu, int64_t window, double decay, int64_t needs, bool want_lam) {
+  expect(policy >= 0 && policy <= 4 && window >= 0, "policy must be 0 to 4 and window at least 0");
+  expect(policy == 1 || transport_, "transport is needed by every policy but 1");
+  expect(y_.dim() == 3 && x_.dim() == 3 && leak_.dim() == 1, "x must be (T, B, m), y (T, B, n), leak (n,)");
+  const ScalarType dtype = y_.scalar_type();
+  const int64_t T_ = y_.size(0), B = y_.size(1), n = y_.size(2), m = x_.size(2);
+  check_like(x_, "x", dtype, {T_, B, m});
+  check_like(w_ih_, "w_ih", dtype, {n, m});
+  check_like(leak_, "leak", dtype, {n});
+  if (!unit_leak) check_like(aux_, "aux", dtype, {T_, B, n});
+  check_like(gy_, "gy", dtype, {T_, B, n});
+  check_like(gs_n_, "gs_n", dtype, {B, n});
+  check_like(y0_, "y0", dtype, {B, n});
+  check_like(transport_, "transport", dtype, {n, n});
+  expect(!lengths_ || (lengths_->scalar_type() == ScalarType::Long && lengths_->dim() == 1 && lengths_->size(0) == B),
+         "lengths must be int64 (B,)");
+  const Tensor x = dense(x_), y = dense(y_), aux = dense(aux_), leak = dense(leak_);
+  const OptionalTensor gy = dense(gy_), gs_n = dense(gs_n_), y0 = dense(y0_), lengths = dense(lengths_);
+  const OptionalTensor transport = policy == 1 ? OptionalTensor() : dense(transport_);
+  const Tensor none = make(x, {0});
+  const bool keep_delta = needs & kNeedDelta;
+  Tensor dx = needs & kNeedX ? make(x, {T_, B, m}) : none;
+  Tensor du = needs & kNeedInputWeight ? zeros_like_size(x, {n, m}) : none;
+  Tensor dw = needs & kNeedWeight ? zeros_like_size(x, {n, n}) : none;
+  Tensor db = needs & kNeedBias ? zeros_like_size(x, {n}) : none;
+  Tensor delta = keep_delta ? make(x, {T_, B, n}) : none;
+  Tensor gy0 = needs & kNeedInitial ? make(x, {B, n}) : none, gs0 = needs & kNeedInitial ? make(x, {B, n}) : none;
+  Tensor lam = want_lam ? make(x, {T_, B, n}) : none;
+  if (B * n == 0 || T_ == 0) {
+    if (needs & kNeedX) torch::stable::zero_(dx);
+    return {dx, du, dw, db, delta, gy0, gs0, lam};
+  }
+  LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
+  if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+  const Tensor x2 = as_rows(x, m), y2 = as_rows(y, n);
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t piece = piece_steps(B, m * (needs & kNeedX ? 2 : 1) + (unit_leak ? 3 : 4) * n, sizeof(T));
+    const Tensor part = keep_delta ? delta : make(x, {std::min(piece, T_), B, n});
+    LeakyBackward<T> p{shape,
+                       static_cast<Transport>(policy),
+                       mu,
+                       window,
+                       decay,
+                       whole<T>(gy),
+                       In<T>{},
+                       whole<T>(gs_n),
+                       whole<T>(y),
+                       unit_leak ? In<T>{} : whole<T>(aux),
+                       whole<T>(transport),
+                       whole<T>(leak),
+                       out<T>(part),
+                       !keep_delta,
+                       out<T>(gy0),
+                       out<T>(gs0),
+                       out<T>(lam),
+                       nullptr};
+    Tiles<T> tiles(shape, p.w, 1, false, piece < T_);
+    Scratch<T> bias(needs & kNeedBias ? tiles.count() * n : 1);
+    if (needs & kNeedBias) {
+      std::fill(bias.get(), bias.get() + tiles.count() * n, T(0));
+      p.bias = bias.get();
+    }
+    const Tensor part2 = as_rows(part, n);
+    for (int64_t end = T_; end > 0; end -= piece) {
+      const int64_t t = std::max<int64_t>(0, end - piece), steps = end - t;
+      p.s.begin = t;
+      p.s.end = end;
+      p.s.resume = end < T_;
+      tiles.run(p, leaky_kernels<T>().backward);
+      const Tensor d = rows_of(part2, keep_delta ? t * B : 0, steps * B), dt = transposed(d);
+      if (needs & kNeedX) mm_out(rows_of(as_rows(dx, m), t * B, steps * B), d, w_ih_);
+      if (needs & kNeedInputWeight) addmm_out(du, du, dt, rows_of(x2, t * B, steps * B));
+      if (needs & kNeedWeight) {
+        const int64_t skip = t == 0 ? 1 : 0;  // step 0 sees y0
+        if (steps > skip) {
+          addmm_out(dw, dw, transposed(rows_of(d, skip * B, (steps - skip) * B)),
+                    rows_of(y2, (t + skip - 1) * B, (steps - skip) * B));
+        }
+        if (skip && y0) addmm_out(dw, dw, transposed(rows_of(d, 0, B)), *y0);
+      }
+    }
+    if (needs & kNeedBias) {
+      T* total = out<T>(db);
+      for (int64_t i = 0; i < tiles.count(); ++i) {
+        for (int64_t j = 0; j < n; ++j) total[j] += bias.get()[i * n + j];
+      }
+    }
+  });
+  return {dx, du, dw, db, delta, gy0, gs0, lam};
+}
+
+}  // namespace
+}  // namespace rx
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
+  m.def(
+      "leaky_layer_forward(Tensor x, Tensor w_ih, Tensor? bias_ih, Tensor? bias_hh, Tensor? drive, Tensor? y0, Tensor? s0, "
+      "Tensor w, Tensor leak, Tensor? lengths, int form, int act, bool unit_leak) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "leaky_layer_backward(Tensor? gy, Tensor? gs_n, Tensor x, Tensor y, Tensor aux, Tensor? y0, Tensor w_ih, "
+      "Tensor? transport, Tensor leak, Tensor? lengths, int form, int act, bool unit_leak, int policy, float mu, int window, "
+      "float decay, int needs, bool want_lam) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rtrl_ext, CPU, m) {
+  m.impl("leaky_layer_forward", TORCH_BOX(&rx::layer_forward));
+  m.impl("leaky_layer_backward", TORCH_BOX(&rx::layer_backward));
+}
