@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from ._state import exact_gradients as exact_gradients
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
+    from .nn import convert as convert
 
 # where the public names live; they are imported when first used
 _NAMES = {
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",
+    "convert": "nn",
     "exact_gradients": "_state",
 }
 _MODULES = ("curvature", "diagnostics", "functional", "nn", "rules", "study", "tasks")

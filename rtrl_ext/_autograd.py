@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _formulas, _functorch, _state
-from ._formulas import Rule, Saved
+from ._formulas import Rule, Saved, Written
 from ._kernels import NAMESPACES, kernels
 from .reference.leaky_rnn import LOCAL
 
@@ -49,7 +49,7 @@ class Plain(Function):
         transport: Tensor | None,
         modulator: Tensor | None,
         flags: tuple[int, int, bool],
-        rule: Rule,
+        rule: Rule | Written,
         single: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         form, act, unit_leak = flags
@@ -84,7 +84,14 @@ class Plain(Function):
         if unit_leak:
             gaux = None
         if ctx.single:
-            if plain and gaux is None and override is None and rest[2] is None and not needs[4]:
+            if (
+                plain
+                and gaux is None
+                and override is None
+                and rest[2] is None
+                and not needs[4]
+                and isinstance(ctx.rule, Rule)
+            ):
                 return _usual(ctx, gy, gs_n)
             y, y0, s0, w, leak = (x.unsqueeze(0) for x in (y, y0, s0, w, leak))
             aux = aux if unit_leak else aux.unsqueeze(0)

@@ -108,6 +108,6 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
         return lengths
     low, high = int(lengths.min()), int(lengths.max())
     if low < 1 or high > steps:
-        came = low if low < 1 else high
-        raise ValueError(f"lengths holds {came}; expected values from 1 to {steps}")
+        wrong = low if low < 1 else high
+        raise ValueError(f"lengths holds {wrong}; expected values from 1 to {steps}")
     return None if low == steps else lengths

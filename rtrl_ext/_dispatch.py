@@ -5,12 +5,14 @@ plain call                      the registered operations through ``_autograd.Pl
 the same while compiling        the reference, differentiated by torch itself
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import _formulas, _state
 from ._autograd import Plain, in_transform
-from ._formulas import EXACT, Rule, with_lead
+from ._formulas import EXACT, Rule, Written, with_lead
 from ._functorch import Forward
 from .reference import activations, leaky_rnn
 
@@ -41,6 +43,7 @@ def leaky_core(
     window: int = 0,
     decay: float = 0.0,
     modulator: Tensor | None = None,
+    adjoint: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of one layer from its pre-activations, differentiable in the five tensors.
 
@@ -65,6 +68,8 @@ def leaky_core(
         window: policy 0: cut the recursion every ``window`` steps counted from the end (0: never).
         decay: policy 1: readout filter of the learning signal.
         modulator: third factor, (T, B) or (T, B, n), multiplies the learning signal.
+        adjoint: a function that is the whole backward recursion, instead of the options above: see
+            ``rules.Rule.leaky_adjoint``.
 
     Returns:
         ``y`` (T, B, n) or (L, T, B, n), zero after a row's length, and ``s_n`` (B, n) or (L, B, n),
@@ -81,10 +86,12 @@ def leaky_core(
         _check_lengths(lengths, pre)
     if unit_leak and flags[0] == 1:
         raise ValueError("unit_leak=True is for form='rate', got form='voltage'")
-    rule = EXACT
+    rule: Rule | Written = EXACT
     if _state.exact_enabled():
         transport = modulator = None
-    elif policy or window or modulator is not None or transport is not None:
+    elif adjoint is not None:
+        rule = Written(adjoint)
+    elif policy or window or decay or mu or modulator is not None or transport is not None:
         rule = Rule(policy, mu, window, decay)
         _check_rule(rule, w, transport)
         transport = None if transport is w else with_lead(transport, 3)
@@ -140,9 +147,14 @@ def _check_tensors(pre: Tensor, y0: Tensor, s0: Tensor, w: Tensor, leak: Tensor)
         if x.device != device:
             raise ValueError(f"{name} is on {x.device}; expected pre's device, {device}")
         if x.shape[dims - 3 :] != end or x.dim() != len(end) + dims - 3:
-            lead = "(L or 1, " if dims == 4 else "("
-            expected = lead + ", ".join(str(size) for size in end) + ")"
+            start = "(L or 1, " if dims == 4 else "("
+            expected = start + ", ".join(str(size) for size in end) + ")"
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
+    if dims == 4:
+        lead = max(x.shape[0] for x in (pre, y0, s0, w, leak))
+        for name, x in (("pre", pre), ("y0", y0), ("s0", s0), ("w", w), ("leak", leak)):
+            if x.shape[0] not in (1, lead):
+                raise ValueError(f"{name} has leading size {x.shape[0]}; expected 1 or {lead}")
 
 
 def _check_lengths(lengths: Tensor, pre: Tensor) -> None:
@@ -164,6 +176,13 @@ def _check_rule(rule: Rule, w: Tensor, transport: Tensor | None) -> None:
         raise ValueError(f"policy is {policy!r}; expected 0, 1, 2, 3 or 4")
     if transport is not None and transport is not w and policy < 2:
         raise ValueError(f"policy {policy} takes no transport matrix; policies 2, 3 and 4 do")
+    if transport is not None and transport is not w:
+        if transport.dtype != w.dtype:
+            raise TypeError(f"transport has dtype {transport.dtype}; expected {w.dtype}")
+        if transport.shape[-2:] != w.shape[-2:] or transport.dim() not in (2, w.dim()):
+            raise ValueError(
+                f"transport has shape {tuple(transport.shape)}; expected w's, {tuple(w.shape)}"
+            )
     if window < 0 or (window and policy != 0):
         raise ValueError(f"window is {window} with policy {policy}; expected 0, or policy 0")
     if decay and policy != 1:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._refuse import Refuse
 from .reference.activations import ratio, slope
 from .reference.leaky_rnn import FULL, LOCAL, RATE
 
@@ -35,6 +36,15 @@ class Rule(NamedTuple):
 EXACT = Rule()
 
 
+class Written(NamedTuple):
+    """A rule whose backward recursion is a Python function, in place of `Rule`.
+
+    ``adjoint(history, gy, gs_n, want_lam) -> (delta, gy0, gs0, lam)``, see ``rules.Rule``.
+    """
+
+    adjoint: Any
+
+
 class Saved(NamedTuple):
     """What the forward pass keeps for its derivatives."""
 
@@ -50,7 +60,7 @@ class Saved(NamedTuple):
     form: int
     act: int
     unit_leak: bool
-    rule: Rule
+    rule: Rule | Written
     pre_lead: int
 
     @property
@@ -143,14 +153,20 @@ def gradients(
     rule, transport, modulator = s.rule, s.transport, s.modulator
     if policy_of is not None:
         rule, transport, modulator = overridden(policy_of, s.w, s.leak, s.y)
-    if modulator is not None:
-        gy, gs_n = modulated(modulator, gy, gs_n, s.form, s.lengths)
-    matrix = None if rule.policy == LOCAL else s.w if transport is None else transport
-    want_lam = (needs[4] and s.form == RATE) or (not plain and rule.policy == FULL)
-    delta, gy0, gs0, lam = backward(
-        gy, gaux, gs_n, s.y, s.aux, matrix, s.leak, s.lengths, s.form, s.act, s.unit_leak, *rule,
-        want_lam,
-    )  # fmt: skip
+    want_lam = needs[4] and s.form == RATE
+    if isinstance(rule, Written):
+        if gaux is not None:
+            raise RuntimeError(SECOND_ORDER)
+        delta, gy0, gs0, lam = _written(rule, s, gy, gs_n, want_lam)
+    else:
+        if modulator is not None:
+            gy, gs_n = modulated(modulator, gy, gs_n, s.form, s.lengths)
+        matrix = None if rule.policy == LOCAL else s.w if transport is None else transport
+        want_lam = want_lam or (not plain and rule.policy == FULL)
+        delta, gy0, gs0, lam = backward(
+            gy, gaux, gs_n, s.y, s.aux, matrix, s.leak, s.lengths, s.form, s.act, s.unit_leak,
+            *rule, want_lam,
+        )  # fmt: skip
     return (
         fit(delta, s.pre_lead) if needs[0] else None,
         fit(gy0, s.y0.shape[0]) if needs[1] else None,
@@ -158,6 +174,18 @@ def gradients(
         fit(weight_gradient(delta, s.y, s.y0, plain), s.w.shape[0]) if needs[3] else None,
         fit(leak_gradient(s, delta, lam), s.leak.shape[0]) if needs[4] else None,
     )
+
+
+def _written(
+    rule: Written, s: Saved, gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
+) -> tuple[Tensor, ...]:
+    """The adjoints of a rule written in Python, guarded against a second derivative."""
+    from ._history import LeakyHistory
+
+    history = LeakyHistory(
+        s.y, s.aux, s.y0, s.s0, s.w, s.leak, s.lengths, s.form, s.act, s.unit_leak
+    )
+    return Refuse.apply(SECOND_ORDER, *rule.adjoint(history, gy, gs_n, want_lam))
 
 
 def with_lead(x: Tensor | None, dims: int) -> Tensor | None:
@@ -184,10 +212,12 @@ def lead_modulator(modulator: Tensor | None, like: Tensor) -> Tensor | None:
 
 def overridden(
     policy_of: Any, w: Tensor, leak: Tensor, like: Tensor
-) -> tuple[Rule, Tensor | None, Tensor | None]:
+) -> tuple[Rule | Written, Tensor | None, Tensor | None]:
     """Rule, transport and modulator that ``policy_of`` (``_state.override_rule``) gives for a layer."""
     single = w.shape[0] == 1 and leak.shape[0] == 1
     spec = dict(policy_of(w[0], leak[0]) if single else policy_of(w, leak))
+    if spec.get("adjoint") is not None:
+        return Written(spec["adjoint"]), None, None
     transport = with_lead(spec.pop("transport", None), 3)
     modulator = lead_modulator(spec.pop("modulator", None), like)
     return Rule(**spec), transport, modulator
@@ -220,7 +250,9 @@ def backward_vjp(
         extra = c_lam
         if form == RATE and not unit_leak:
             none = w.new_zeros(1, n, n)
-            extra, _, extra_n = filter_kernel(c_lam / k, zero, zero, none, leak, lengths, 0, 3, False)
+            extra, _, extra_n = filter_kernel(
+                c_lam / k, zero, zero, none, leak, lengths, 0, 3, False
+            )
         elif form == RATE:
             row = torch.arange(batch, device=y.device)
             extra_n = extra[:, -1] if lengths is None else extra[:, lengths - 1, row]

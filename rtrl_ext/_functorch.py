@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _formulas, _state
-from ._formulas import EXACT, SECOND_ORDER, THIRD_ORDER, Rule, Saved, fit, rows
+from ._formulas import EXACT, SECOND_ORDER, THIRD_ORDER, Rule, Saved, Written, fit, rows
 from ._kernels import LENGTHS_AT, kernels, vmap_by_folding
 
 Grads = tuple[Tensor | None, ...]
@@ -42,7 +42,7 @@ class Forward(Function):
         unit_leak: bool,
         transport: Tensor | None = None,
         modulator: Tensor | None = None,
-        rule: Rule = EXACT,
+        rule: Rule | Written = EXACT,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return kernels().leaky_forward(pre, y0, s0, w, leak, lengths, form, act, unit_leak)
 

@@ -1,30 +1,17 @@
 """What the forward pass of a leaky recurrent layer leaves for the learning rules."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _kernels
+from . import _formulas, _functorch
+from ._adjoint import Adjoint
+from ._autograd import in_transform
+from ._kernels import kernels
 from .reference import activations
-
-RATE, VOLTAGE = 0, 1
-FORMS = ("rate", "voltage")
-
-
-class Adjoint(NamedTuple):
-    """A rule's adjoints of one layer.
-
-    delta: (L, T, B, n), gradient of the pre-activations.
-    gy0, gs0: (L, B, n), gradients of the initial output and of the initial state.
-    lam: (L, T, B, n), adjoint of the outputs y_t; (0,) where it wasn't asked for.
-    """
-
-    delta: Tensor
-    gy0: Tensor
-    gs0: Tensor
-    lam: Tensor
+from .reference.leaky_rnn import LOCAL, VOLTAGE
 
 
 def times(x: Tensor, m: Tensor) -> Tensor:
@@ -117,60 +104,37 @@ class LeakyHistory:
     ) -> Adjoint:
         """One pass of the backward kernel under a policy (``transport`` defaults to w)."""
         if modulator is not None:
-            gy = self.modulated(self.signal(gy, gs_n), modulator)
-            gs_n = self.state_gradient(gs_n)
-        transport = self.w if transport is None else transport
+            factor: Any = _formulas.lead_modulator(modulator, self.y)
+            gy, gs_n = self.signal(gy, gs_n) * factor, self.state_gradient(gs_n)
+        if policy == LOCAL:
+            transport = None
+        elif transport is None:
+            transport = self.w
+        run = _functorch.Backward.apply if in_transform() else kernels().leaky_backward
         return Adjoint(
-            *_kernels.backend().leaky_backward(
+            *run(
                 gy, None, gs_n, self.y, self.aux, transport, self.leak, self.lengths, *self.flags,
                 policy, mu, window, decay, want_lam,
             )
         )  # fmt: skip
 
-    def modulated(self, signal: Tensor, modulator: Tensor) -> Tensor:
-        """The learning signal (L, T, B, n) times the third factor (T, B) or (T, B, n)."""
-        return signal * fit_modulator(modulator, tuple(self.y.shape[1:]), self.y)
+    @property
+    def states(self) -> Tensor:
+        """The state after every step (L, T, B, n)."""
+        return self.aux if self.form == VOLTAGE else self.y
 
     def previous_outputs(self) -> Tensor:
         """y_{t-1} (L, T, B, n)."""
-        return _before(self.y0, self.y)
+        return _formulas.shifted(self.y0, self.y)
 
     def previous_states(self) -> Tensor:
         """s_{t-1} (L, T, B, n)."""
-        return _before(self.s0, self.aux if self.form == VOLTAGE else self.y)
+        return _formulas.shifted(self.s0, self.states)
 
     def weight_gradient(self, delta: Tensor) -> Tensor:
         """Σ_t δ_t ⊗ y_{t-1}, (L, n, n)."""
-        first = torch.matmul(delta[:, 0].transpose(1, 2), self.y0)
-        return first + outer_sum(delta[:, 1:], self.y[:, :-1])
+        return _formulas.weight_gradient(delta, self.y, self.y0)
 
     def leak_gradient(self, adjoint: Adjoint) -> Tensor:
         """Gradient of κ, (L, n), with the rule's own adjoint; needs ``lam`` in the rate form."""
-        before = self.previous_states()
-        if self.form == RATE:
-            return (adjoint.lam * (self.phi - before)).sum((1, 2))
-        k = self.leak[:, None, None]
-        rise = self.aux - before
-        active = self.active()
-        if active is not None:
-            rise = torch.where(active, rise, 0.0)
-        return (adjoint.delta * rise).sum((1, 2)) / (k * k)[:, 0, 0]
-
-
-def _before(first: Tensor, x: Tensor) -> Tensor:
-    return torch.cat([first.expand(x.shape[0], *first.shape[1:]).unsqueeze(1), x[:, :-1]], 1)
-
-
-def fit_modulator(modulator: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """The third factor (T, B) or (T, B, n) as (T, B, 1 or n), on the device and in the dtype of
-    ``like``.
-
-    ``shape`` is (T, B, n); raises ValueError for another one.
-    """
-    if tuple(modulator.shape) == shape[:2]:
-        modulator = modulator.unsqueeze(2)
-    elif tuple(modulator.shape) != shape:
-        raise ValueError(
-            f"modulator has shape {tuple(modulator.shape)}; expected {shape[:2]} or {shape}"
-        )
-    return modulator.to(like)
+        return _formulas.leak_gradient(self, adjoint.delta, adjoint.lam)  # type: ignore[arg-type]

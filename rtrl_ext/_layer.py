@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _dispatch, _history
+from . import _combine, _dispatch, _history, _state
 from .reference import activations
-from .rules import Rule
+from .rules import BPTT, Rule
+from .rules.wrappers import Wrapper
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -68,6 +69,17 @@ def leaky_layer(
     leak ((R,) n), drive ((R,) T, B, n). Half-precision arguments are computed in float32 and the
     results rounded. ``state`` keeps what a stateful rule remembers between calls.
     """
+    if isinstance(rule, Wrapper):
+        if _state.exact_enabled():
+            rule = BPTT()
+        else:
+            parameters = (weight_ih, weight_hh, bias_ih, bias_hh, leak)
+            return _wrapped_layer(
+                x, h0, dict(zip(_combine.NAMES, parameters, strict=True)), rule,
+                {} if state is None else state,
+                drive=drive, mask=mask, lengths=lengths, form=form, nonlinearity=nonlinearity,
+                unit_leak=unit_leak,
+            )  # fmt: skip
     dtype = x.dtype
     pre = preactivation(x, weight_ih, bias_ih, bias_hh, drive)
     if h0 is None:
@@ -87,3 +99,29 @@ def leaky_layer(
         **rule.leaky(w.detach(), leak.detach()),
     )  # fmt: skip
     return y.to(dtype), h_n.to(dtype)
+
+
+def _wrapped_layer(
+    x: Tensor,
+    h0: Tensor | None,
+    parameters: dict[str, Tensor | None],
+    rule: Wrapper,
+    state: dict[str, Any],
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """A layer under a wrapper: one run for the rule inside and one for each reference.
+
+    Only the first hands gradients to ``x``, ``h0`` and ``drive``.
+    """
+    copies = _combine.fork(rule, state, options["mask"], parameters)
+    inside = state.setdefault("inside", {"layer": state.get("layer", 0)})
+    results = [leaky_layer(x, h0, **copies[0], **options, rule=rule.rule, state=inside)]
+    drive = options.pop("drive")
+    start = None if h0 is None else h0.detach()
+    options["drive"] = None if drive is None else drive.detach()
+    for copy, reference in zip(copies[1:], rule.references(), strict=True):
+        results.append(leaky_layer(x.detach(), start, **copy, **options, rule=reference))
+    ys, finals = zip(*results, strict=True)
+    if len(results) == 1:
+        return results[0]
+    return _combine.Join.apply(*ys), _combine.Join.apply(*finals)

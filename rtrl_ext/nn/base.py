@@ -94,7 +94,9 @@ class RecurrentBase(nn.Module):
         chosen.check(self.cell, self.hidden_size)
         self._rule = chosen
         # what a stateful rule remembers, one slot per layer
-        self._rule_states: list[dict[str, Any]] = [{} for _ in range(self.num_layers)]
+        self._rule_states: list[dict[str, Any]] = [
+            {"layer": layer} for layer in range(self.num_layers)
+        ]
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:

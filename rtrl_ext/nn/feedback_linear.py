@@ -7,33 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import _state
+from .._refuse import Refuse
 
 _SECOND = (
     "the gradient through random feedback is not the gradient of a function and has no derivative "
     "of its own; use rtrl_ext.exact_gradients() around the forward call"
 )
-
-
-class _InputGradient(torch.autograd.Function):
-    """``g @ feedback``; refuses to be differentiated."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(g: Tensor, feedback: Tensor) -> Tensor:
-        return g @ feedback
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(_SECOND)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(_SECOND)
 
 
 class _FeedbackProduct(torch.autograd.Function):
@@ -53,7 +32,9 @@ class _FeedbackProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, _, feedback = ctx.saved_tensors
-        gx = _InputGradient.apply(g, feedback) if ctx.needs_input_grad[0] else None
+        gx = None
+        if ctx.needs_input_grad[0]:
+            (gx,) = Refuse.apply(_SECOND, g @ feedback)
         gw = None
         if ctx.needs_input_grad[1]:
             gw = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])

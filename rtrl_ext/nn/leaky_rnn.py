@@ -84,8 +84,7 @@ class LeakyRNN(RecurrentBase):
         self.noise_std = float(noise_std)
         # exact in float64, so that a change of dtype loses nothing
         self._leak_source = check_leak(leak, hidden_size)
-        like = self.weight_hh_l0
-        value = self._leak_source.to(device=like.device, dtype=like.dtype)
+        value = self._leak_source.to(self.all_weights[0][0])
         self.register_buffer("leak", None if learn_leak else value, persistent=False)
         if learn_leak:
             for layer in range(num_layers):

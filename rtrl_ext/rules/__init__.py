@@ -14,16 +14,22 @@ from .eprop import EProp
 from .snap1 import SnAp1
 from .mdgl import MDGL
 from .modprop import ModProp
+from .custom import Custom
+from .wrappers import MatchedNoise, Projected, Scaled
 # isort: on
 
 __all__ = [
     "BPTT",
     "MDGL",
     "TBPTT",
+    "Custom",
     "EProp",
     "Immediate",
+    "MatchedNoise",
     "ModProp",
+    "Projected",
     "Rule",
+    "Scaled",
     "SnAp1",
     "get",
     "known",

@@ -43,7 +43,8 @@ class Rule:
 
         ``w`` ((R,) n, n) is the recurrent weight, mask applied, row = postsynaptic unit; ``leak``
         ((R,) n). The result holds ``policy`` and, where they differ from their defaults,
-        ``transport``, ``mu``, ``window``, ``decay``, ``modulator``.
+        ``transport``, ``mu``, ``window``, ``decay``, ``modulator``; or ``adjoint`` alone, the
+        whole recursion as a function, such as `leaky_adjoint`.
         """
         raise NotImplementedError(f"the rule {self.name!r} has no kernel policy for LeakyRNN")
 
@@ -204,7 +205,7 @@ def table() -> list[dict[str, Any]]:
     """
     return [
         {
-            "name": cls.name,
+            "name": getattr(cls, "name", "custom"),
             "aliases": list(cls.aliases),
             "parameters": str(inspect.signature(cls)).partition(" -> ")[0],
             "cells": list(cls.cells),

@@ -65,6 +65,8 @@ class ModProp(Rule):
         return leak.detach().unsqueeze(-1) * hop_weights(w, self.cell_types)
 
     def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+        if not self.native:
+            return {"adjoint": self.leaky_adjoint}
         hop = self._hop(w, leak)
         if self.form == "code":
             return {"policy": STATE, "transport": self.mu * hop}

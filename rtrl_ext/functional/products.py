@@ -1,0 +1,112 @@
+"""Second-order products of any loss function of a dict of parameters."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from .._checks import check_like, check_tensor
+from .._state import exact_gradients
+
+Parameters = dict[str, Tensor]
+
+
+def _check(params: Any, V: Any) -> tuple[Parameters, Parameters]:
+    for name, value in (("params", params), ("V", V)):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a dict of tensors")
+    if set(params) != set(V):
+        raise ValueError(f"V has the names {sorted(V)}; expected those of params, {sorted(params)}")
+    k = None
+    for name, p in params.items():
+        check_tensor(f"params[{name!r}]", p)
+        v = check_tensor(f"V[{name!r}]", V[name])
+        k = v.shape[0] if k is None and v.dim() else k
+        if tuple(v.shape) != (k, *p.shape):
+            first = "k" if k is None else k
+            raise ValueError(
+                f"V[{name!r}] has shape {tuple(v.shape)}; expected ({first}, *{tuple(p.shape)})"
+            )
+        check_like(f"V[{name!r}]", v, p.dtype, p.device, "its parameter")
+    if not k:
+        raise ValueError("V has k = 0 directions; expected at least one")
+    detached = {name: p.detach() for name, p in params.items()}
+    return detached, {name: V[name].detach() for name in params}
+
+
+def hvp(
+    loss_fn: Callable[[Parameters], Tensor], params: Mapping[str, Tensor], V: Mapping[str, Tensor]
+) -> Parameters:
+    """Hessian-vector products of ``loss_fn`` at ``params`` in k directions, in one batched pass.
+
+    loss_fn: ``loss_fn(params) -> scalar``, differentiable, e.g. through
+        ``torch.func.functional_call``. The Hessian is that of this loss whatever rules its layers
+        have: it is evaluated under `rtrl_ext.exact_gradients`.
+    params: dict of tensors. V: dict of the same names, (k, *shape) each.
+
+    Returns a dict of the same names, (k, *shape) each. Raises TypeError and ValueError for dicts
+    that don't fit.
+
+    Example:
+        loss = lambda p: F.mse_loss(torch.func.functional_call(model, p, (x,))[0], target)
+        HV = hvp(loss, dict(model.named_parameters()), V)
+    """
+    at, directions = _check(params, V)
+    with exact_gradients():
+
+        def product(v: Parameters) -> Parameters:
+            return jvp(grad(loss_fn), (at,), (v,))[1]
+
+        return vmap(product, randomness="same")(directions)
+
+
+def ggn_vp(
+    loss_fn: Callable[[Parameters], tuple[Any, Callable[[Any], Tensor]]],
+    params: Mapping[str, Tensor],
+    V: Mapping[str, Tensor],
+) -> Parameters:
+    """Products with the Gauss-Newton matrix ``Jᵀ H_out J`` in k directions, in one batched pass.
+
+    loss_fn: ``loss_fn(params) -> (output, criterion)``: the model's output, a tensor or a nest of
+        tensors, and a function that takes it to the scalar loss. J is the Jacobian of the output,
+        H_out the Hessian of the criterion at it.
+    params: dict of tensors. V: dict of the same names, (k, *shape) each.
+
+    Returns a dict of the same names, (k, *shape) each. Raises TypeError and ValueError for dicts
+    that don't fit, TypeError if ``loss_fn`` returns something else.
+
+    Example:
+        def loss_fn(p):
+            output = torch.func.functional_call(model, p, (x,))[0]
+            return output, lambda y: F.cross_entropy(y[-1], target)
+        GV = ggn_vp(loss_fn, dict(model.named_parameters()), V)
+    """
+    at, directions = _check(params, V)
+    criterion: Any = None
+
+    def output_of(p: Parameters) -> Any:
+        nonlocal criterion
+        result = loss_fn(p)
+        if not (isinstance(result, tuple) and len(result) == 2 and callable(result[1])):
+            raise TypeError(
+                f"loss_fn returned a {type(result).__name__}; "
+                "expected (output, function from the output to the loss)"
+            )
+        output, criterion = result
+        return output
+
+    with exact_gradients():
+        output, pull, *_ = vjp(output_of, at)
+
+        def product(v: Parameters) -> Parameters:
+            moved = jvp(output_of, (at,), (v,))[1]
+            curved = jvp(grad(criterion), (_detached(output),), (moved,))[1]
+            return pull(curved)[0]
+
+        return vmap(product, randomness="same")(directions)
+
+
+def _detached(output: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach(), output)

@@ -1,0 +1,74 @@
+"""Exchange torch's recurrent modules for ours inside an existing model."""
+
+from typing import Any
+
+from torch import nn
+
+from ..rules import Rule, get
+from .leaky_rnn import LeakyRNN
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def convert(model: nn.Module, rule: str | Rule = "bptt") -> nn.Module:
+    """Replace every ``torch.nn.RNN`` in ``model`` by a `LeakyRNN` (``leak=1``) under ``rule``.
+
+    The Parameter objects stay the same, so that existing optimizers keep working, and so do hooks
+    and the training flag. A module that occurs at several places is replaced by one module.
+
+    Returns ``model``, changed in place, or the new module if ``model`` itself is recurrent.
+    Raises TypeError if ``model`` is no module, ValueError, naming the path, for what cannot be
+    replaced: GRU and LSTM (not available yet), subclasses, parametrized modules, dropout,
+    bidirectional or projected ones. A refused call changes nothing.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    chosen = get(rule)
+    made: dict[int, LeakyRNN] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            made[id(module)] = _converted(module, path or "the model itself", chosen)
+    if id(model) in made:
+        return made[id(model)]
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and id(child) in made:
+                module._modules[name] = made[id(child)]
+    return model
+
+
+def _converted(module: nn.RNNBase, path: str, rule: Rule) -> LeakyRNN:
+    kind = type(module).__name__
+    if type(module) in (nn.GRU, nn.LSTM):
+        raise ValueError(f"{path} is a torch.nn.{kind}; only torch.nn.RNN can be converted so far")
+    if type(module) is not nn.RNN:
+        raise ValueError(f"{path} is a {kind}, a subclass of torch's; expected torch.nn.RNN itself")
+    options: dict[str, Any] = {
+        "dropout": (module.dropout, 0.0),
+        "bidirectional": (module.bidirectional, False),
+        "proj_size": (module.proj_size, 0),
+    }
+    for name, (came, expected) in options.items():
+        if came != expected:
+            raise ValueError(f"{path} has {name}={came}; expected {expected}, as LeakyRNN has none")
+    new = LeakyRNN(
+        module.input_size, module.hidden_size, module.num_layers, module.nonlinearity,
+        bool(module.bias), module.batch_first, rule=rule, device="meta",
+    )  # fmt: skip
+    weight = module.all_weights[0][0]
+    new.to_empty(device=weight.device).to(weight.dtype)
+    for name in [n for names in new._all_weights for n in names]:
+        setattr(new, name, getattr(module, name))
+    new.train(module.training)
+    for name in _HOOKS:
+        setattr(new, name, getattr(module, name))
+    return new
