@@ -7,6 +7,7 @@ recurrent code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,11 +40,20 @@ class EagerNetwork:
         return torch.nn.functional.linear(y[-1], self.weight, self.bias)
 
 
-class EagerRun:
-    """Trains an `EagerNetwork` by BPTT or EProp (detach) and measures what the study measures.
+@dataclass
+class Measurements:
+    """What a run measured along the way beside the full training loss and gradient quality.
 
-    `checkpoints` is {iteration: [(all parameters?, number of Hessian products), ...]}.
+    products: {iteration: [(all parameters?, number of Hessian products), ...]}.
+    tests: iterations at which the two test sets were evaluated.
     """
+
+    products: dict[int, list[tuple[bool, int]]] = field(default_factory=dict)
+    tests: list[int] = field(default_factory=list)
+
+
+class EagerRun:
+    """Trains an `EagerNetwork` by BPTT or EProp (detach) and measures what the study measures."""
 
     def __init__(
         self, net: EagerNetwork, settings: Any, data: Any, rule: str, batches: Iterable[Any]
@@ -102,15 +112,16 @@ class EagerRun:
             v = list(hv)
         return value
 
-    def train(self, iterations: int, checkpoints: dict[int, list[tuple[bool, int]]]) -> None:
+    def train(self, iterations: int, taken: Measurements) -> None:
+        """`iterations` steps with the same measurements as another run took."""
         for i in range(iterations + 1):
             end = i == iterations
             if end or i % self.settings.eval_every == 0:
                 row = {"iteration": i, "train_loss": self.evaluate(self.data.train)[0]}
-                if end or i % self.settings.test_every == 0:
+                for _ in range(taken.tests.count(i)):
                     row["test_loss"] = self.evaluate(self.data.test)[0]
                     row["shift_loss"] = self.evaluate(self.data.shift)[0]
-                for everything, products in checkpoints.get(i, []):
+                for everything, products in taken.products.get(i, []):
                     self.leading_eigenvalue(everything, products)
                 self.log.append(row)
             if not end:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..harness import Contestant, Timing, measure, ratio, settle_allocator
-from ..peers.eager_study import EagerNetwork, EagerRun
+from ..peers.eager_study import EagerNetwork, EagerRun, Measurements
 from ..results import Row, rows_from
 from ..settings import Settings
 
@@ -131,40 +131,52 @@ def _steps(s: Settings, rule: str) -> list[Row]:
     return [*rows, *rows_from(SUITE, case, contestants, timings)]
 
 
-def _run_ours(settings: Any, rule: str) -> tuple[float, Any, dict[int, list[tuple[bool, int]]]]:
-    """Seconds of a study run, its log and how many Hessian products it took where."""
+def _run_ours(settings: Any, rule: str) -> tuple[float, Any, Measurements]:
+    """Seconds of a study run, its state, and which measurements it took where."""
     from rtrl_ext.study import config
     from rtrl_ext.study.records import LOG, RunLog
     from rtrl_ext.study.training import Training
 
     name, spec = config.rule_spec(rule)
     run = config.RunConfig(settings, name, spec, "rule", "rule", 0)
-    checkpoints: dict[int, list[tuple[bool, int]]] = {}
+    taken = Measurements()
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder) / LOG)
         start = time.perf_counter()
         training = Training(run, log, settings.lr)
-        lanczos = training.curvature._lanczos
+        curvature, test = training.curvature, training._test
 
-        def counted(name: str, operator: Any, products: int) -> float:
-            before = training.curvature.curvature_work
-            value = lanczos(name, operator, products)
-            work = training.curvature.curvature_work - before
-            count = round(work / training.curvature._product_work)
-            checkpoints.setdefault(training.iteration, []).append((name.endswith("full"), count))
-            return value
+        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+            def measure(*args: Any) -> Any:
+                operators = curvature._operators.items()
+                before = {key: op.num_products for key, op in operators}
+                result = call(*args)
+                for key, op in operators:
+                    if op.num_products > before[key]:
+                        entry = (key.endswith("full"), op.num_products - before[key])
+                        taken.products.setdefault(training.iteration, []).append(entry)
+                return result
 
-        training.curvature._lanczos = counted  # type: ignore[method-assign]
+            return measure
+
+        def tested(row: Any) -> None:
+            taken.tests.append(training.iteration)
+            test(row)
+
+        curvature.measure = counted(curvature.measure)  # type: ignore[method-assign]
+        if hasattr(curvature, "initial"):
+            curvature.initial = counted(curvature.initial)  # type: ignore[method-assign]
+        training._test = tested  # type: ignore[method-assign]
         training.train()
         seconds = time.perf_counter() - start
         log.close()
-    return seconds, training, checkpoints
+    return seconds, training, taken
 
 
-def _run_eager(settings: Any, rule: str, checkpoints: Any) -> tuple[float, EagerRun]:
+def _run_eager(settings: Any, rule: str, taken: Measurements) -> tuple[float, EagerRun]:
     start = time.perf_counter()
     eager = _parts(settings, rule)[2]
-    eager.train(settings.iterations, checkpoints)
+    eager.train(settings.iterations, taken)
     return time.perf_counter() - start, eager
 
 
@@ -180,10 +192,10 @@ def _whole(s: Settings, rule: str) -> list[Row]:
             ours, usual = Timing(), Timing()
             info: dict[str, Any] = {}
             for r in range(2 if s.quick else 3):
-                ours.by_round[r], training, checkpoints = _run_ours(settings, rule)
-                usual.by_round[r], _ = _run_eager(settings, rule, checkpoints)
+                ours.by_round[r], training, taken = _run_ours(settings, rule)
+                usual.by_round[r], _ = _run_eager(settings, rule, taken)
                 info = {k: round(v, 3) for k, v in training.seconds.items()}
-                info["products"] = sum(n for c in checkpoints.values() for _, n in c)
+                info["products"] = sum(n for c in taken.products.values() for _, n in c)
             med, best = ratio(ours, usual)
             case = f"{rule}, quick study"
             name = f"run of {settings.iterations} iterations, all measurements"
