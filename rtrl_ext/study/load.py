@@ -1,4 +1,4 @@
-"""A study's folder read back for its report: every record that can be used, and why others cannot."""
+"""A study's folder read back for its report: records that can be used, and why others cannot."""
 
 import csv
 import math
@@ -19,7 +19,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded run. ``log`` maps each column of ``log.csv`` to a float64 array (NaN: not measured)."""
+    """One recorded run. ``log`` maps each column of ``log.csv`` to a float64 array (NaN: not
+    measured).
+    """
 
     run_id: str
     arm: str
@@ -103,7 +105,9 @@ class RecordedStudy:
         return str(self.settings.get("preset", ""))
 
     def kind(self, arm: str) -> str:
-        """What an arm does with its rule (``rule``, ``bptt-rho``, ``projected``, ``matched-noise``)."""
+        """What an arm does with its rule (``rule``, ``bptt-rho``, ``projected``,
+        ``matched-noise``).
+        """
         known = self.settings.get("arm_settings")
         entry = known.get(arm) if isinstance(known, dict) else None
         return str(entry.get("kind", arm)) if isinstance(entry, dict) else arm
@@ -116,7 +120,8 @@ class RecordedStudy:
 def read_study(folder: str | Path) -> RecordedStudy:
     """Read ``study.json`` and every ``runs/*/record.json``; nothing in the folder is changed.
 
-    Records that are corrupt or belong to no run of this study are skipped and named in ``.skipped``.
+    Records that are corrupt or belong to no run of this study are skipped and named in
+    ``.skipped``.
 
     Raises:
         ValueError: the folder holds no study, or its ``study.json`` cannot be used.

@@ -1,11 +1,12 @@
 """Runs compared where their training losses are equal.
 
-The gap at the end of training compares how far training got, so gaps and curvature are taken at fixed
-levels of the training loss: where the full training loss (not a batch's) *first* falls to the level. The
-loss is not smoothed; between two rows of the log it is interpolated in log loss. Gaps and curvature are
-measured less often than the training loss: each is interpolated between its own two measurements around
-the crossing, gaps linearly in log loss, λ₁ in log λ₁ against log loss. Nothing is extrapolated, and a
-value whose nearer measurement lies more than a factor 1.5 in loss from the level counts as not measured.
+The gap at the end of training compares how far training got, so gaps and curvature are taken at
+fixed levels of the training loss: where the full training loss (not a batch's) *first* falls to
+the level. The loss is not smoothed; between two rows of the log it is interpolated in log loss.
+Gaps and curvature are measured less often than the training loss: each is interpolated between
+its own two measurements around the crossing, gaps linearly in log loss, λ₁ in log λ₁ against
+log loss. Nothing is extrapolated, and a value whose nearer measurement lies more than a factor
+1.5 in loss from the level counts as not measured.
 """
 
 import math
@@ -15,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .config import LEVELS
 from .load import Array, Run
 from .optional import need
 
-#: training losses at which runs are compared
-LEVELS = (1.2, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
 #: share of the runs of every rule that must reach the primary level
 SHARE = 0.9
 #: how far in training loss the nearer measurement may lie from the level, as a factor
@@ -35,7 +35,9 @@ VALUES = (
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a run's training loss first falls to a level: between the rows ``index - 1`` and ``index``."""
+    """Where a run's training loss first falls to a level: between the rows ``index - 1`` and
+    ``index``.
+    """
 
     reached: str
     index: int = -1
@@ -90,9 +92,14 @@ def _share(before: float, after: float, level: float) -> float:
 
 
 def with_gaps(columns: dict[str, Array]) -> dict[str, Array]:
-    """The columns of a log and the gaps that follow: test minus train loss, train minus test accuracy."""
+    """The columns of a log and the gaps that follow: test minus train loss, train minus test
+    accuracy.
+    """
     found = dict(columns)
-    for name, loss, accuracy in (("gap", "test_loss", "test_acc"), ("shift_gap", "shift_loss", "shift_acc")):
+    for name, loss, accuracy in (
+        ("gap", "test_loss", "test_acc"),
+        ("shift_gap", "shift_loss", "shift_acc"),
+    ):
         found[f"{name}_loss"] = columns[loss] - columns["train_loss"]
         found[f"{name}_acc"] = columns["train_acc"] - columns[accuracy]
     return found
@@ -133,16 +140,16 @@ def matched_rows(run: Run, levels: Sequence[float] = LEVELS) -> list[dict[str, A
         }  # fmt: skip
         for name in VALUES:
             values = columns.get(name, empty)
-            row[name] = interpolate(
-                values, loss, iteration, level, at, log=name in LOGARITHMIC
-            )
+            row[name] = interpolate(values, loss, iteration, level, at, log=name in LOGARITHMIC)
         row["eta_rho_lambda_half"] = run.lr * row["rho"] * row["lambda1_full"] / 2
         rows.append(row)
     return rows
 
 
 def matched_table(runs: Sequence[Run], levels: Sequence[float] = LEVELS) -> Any:
-    """A `pandas.DataFrame` with a row per run and level; runs that failed have none (they have no outcome)."""
+    """A `pandas.DataFrame` with a row per run and level; runs that failed have none (they have no
+    outcome).
+    """
     pandas = need("pandas", "the comparison at matched training loss")
     columns = [
         "run_id", "arm", "rule", "seed", "status", "level", "reached", "iteration", *VALUES,

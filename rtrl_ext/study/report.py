@@ -1,0 +1,145 @@
+"""The report of a study: ``report.html`` (opens offline), PNG figures and ``runs.csv``."""
+
+import base64
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from . import summary
+from .claims import RELEVANT, Assessment, assess
+from .config import LEVELS
+from .figures_matched import arms_figure, correlation_figure, levels_figure
+from .figures_training import curvature_figure, learning_figure
+from .load import RecordedStudy, read_study
+from .optional import need
+from .plotting import Drawn
+from .records import write_atomic
+from .stats import RESAMPLES
+from .tables import (
+    FINAL_COLUMNS,
+    MATCHED_COLUMNS,
+    final_summary,
+    group_label,
+    matched_summary,
+    reach_summary,
+    runs_frame,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAPER_BANNER = "With κ=1 and a last-step loss, three-factor is one-step truncation."
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of the study in ``folder`` and return the path of ``report.html``.
+
+    ``out`` is the folder that gets ``report.html``, ``runs.csv`` and ``figures/*.png``
+    (default: the study's own; made if it does not exist). The same records give the same
+    report. Works while runs are still missing. Records that cannot be used are named in the
+    report and left as they are.
+
+    Raises:
+        ValueError: ``folder`` holds no study, or ``out`` is a file.
+        ImportError: pandas, scipy, matplotlib or jinja2 is missing.
+        OSError: the report cannot be written.
+    """
+    study = read_study(folder)
+    target = study.folder if out is None else Path(out)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"out: {target} is a file, expected a folder")
+    jinja2 = need("jinja2", "the report of a study")
+    found = assess_study(study)
+    drawn = draw(study, found)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    html = environment.get_template("report.html.j2").render(context(study, found, drawn))
+    frame = runs_frame(study, found.table)
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    for figure in drawn.values():
+        write_atomic(target / "figures" / f"{figure.name}.png", figure.png)
+    write_atomic(target / "runs.csv", frame.to_csv(index=False, lineterminator="\n"))
+    path = target / "report.html"
+    write_atomic(path, html)
+    return path
+
+
+def summary_text(folder: str | Path) -> str:
+    """The tables and verdicts of a study as plain text, for a terminal."""
+    study = read_study(folder)
+    return summary.text(study, assess_study(study))
+
+
+def assess_study(study: RecordedStudy, *, resamples: int = RESAMPLES) -> Assessment:
+    """The claims about a study's recorded runs (see `claims.assess`)."""
+    return assess(study.runs, study.rules, arm=study.main_arm, resamples=resamples)
+
+
+def draw(study: RecordedStudy, found: Assessment) -> dict[str, Drawn]:
+    """The figures that the records allow, by name."""
+    made = (
+        levels_figure(study, found),
+        arms_figure(study, found),
+        correlation_figure(study, found),
+        curvature_figure(study),
+        learning_figure(study, found),
+    )
+    return {figure.name: figure for figure in made if figure is not None}
+
+
+def context(study: RecordedStudy, found: Assessment, drawn: dict[str, Drawn]) -> dict[str, Any]:
+    """What the template fills in."""
+    level = found.level
+    matched = [] if level is None else matched_summary(study, found.table, level)
+    final = final_summary(study)
+    return {
+        "study": study,
+        "found": found,
+        "banner": PAPER_BANNER if study.preset == "paper" else "",
+        "title": f"{study.settings.get('task', 'study')}, preset {study.preset}",
+        "lead": summary.lead(study),
+        "matched_lead": summary.matched_lead(study, found),
+        "verdict_lead": summary.verdict_lead(study, found),
+        "overall": [(key, summary.STATEMENTS[key], *found.overall[key]) for key in RELEVANT],
+        "claims": [summary.claim_row(claim) for claim in found.claims],
+        "relevant": summary.relevant_text(),
+        "matched": matched,
+        "matched_columns": used_columns(matched, MATCHED_COLUMNS),
+        "final": final,
+        "final_columns": used_columns(final, FINAL_COLUMNS),
+        "levels": LEVELS,
+        "reach": reach_summary(study, found.table, LEVELS),
+        "figures": drawn,
+        "images": {k: base64.b64encode(d.png).decode("ascii") for k, d in drawn.items()},
+        "config": sorted(dict(study.settings.get("config") or {}).items()),
+        "versions": versions(study),
+        "missing": missing(study),
+        "failed": [r for r in study.runs if r.status == "failed"],
+        "diverged": [r for r in study.runs if r.status == "diverged"],
+        "label": lambda arm, rule: group_label(study, arm, rule),
+    }
+
+
+def used_columns(rows: list[Any], columns: tuple[Any, ...]) -> list[tuple[str, str]]:
+    """The columns in which any row has a value."""
+    return [(key, head) for key, head, _ in columns if any(row.cells[key].n for row in rows)]
+
+
+def versions(study: RecordedStudy) -> list[tuple[str, str]]:
+    """Package and version; where runs differ, every version with its number of runs."""
+    counts: dict[str, Counter[str]] = {}
+    for run in study.runs:
+        for name, version in run.versions.items():
+            counts.setdefault(name, Counter())[version] += 1
+    return [
+        (name, next(iter(c)) if len(c) == 1 else ", ".join(f"{v} ({k} runs)" for v, k in c.items()))
+        for name, c in sorted(counts.items())
+    ]
+
+
+def missing(study: RecordedStudy) -> list[tuple[str, str]]:
+    """Arm and rule with the seeds that have no record yet."""
+    seeds: dict[str, list[int]] = {}
+    for m in study.missing:
+        seeds.setdefault(group_label(study, m.arm, m.rule), []).append(m.seed)
+    return [(label, ", ".join(map(str, values))) for label, values in seeds.items()]

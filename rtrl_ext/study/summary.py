@@ -1,0 +1,220 @@
+"""A study's outcome in words and plain text."""
+
+import math
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+from .claims import ALPHA, ENOUGH, GAPS, RELEVANT, Assessment, Claim
+from .load import RecordedStudy
+from .tables import Row, final_summary, has_reference, matched_summary, rule_label
+
+STATEMENTS = {
+    "C1 mean": "The rule's generalization gap is larger than BPTT's, at matched training loss",
+    "C1 variance": "The rule's gap varies more over seeds than BPTT's, at matched training loss",
+    "C2": "The gap grows with λ₁: pooled, within rule, and given training loss and rule",
+    "C3": "The rule is at larger λ₁ than BPTT, at matched training loss, paired by seed",
+}
+SUBJECTS = {
+    "pooled": "pooled, at matched loss",
+    "within rule": "within rule, at matched loss",
+    "partial": "given training loss and rule, at the end",
+}
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """A claim as the report prints it."""
+
+    key: str
+    subject: str
+    measure: str
+    effect: str
+    interval: str
+    n: str
+    p: str
+    p_check: str
+    p_holm: str
+    verdict: str
+    reason: str
+    css: str
+
+
+def claim_row(claim: Claim) -> ClaimRow:
+    """The texts of one claim; effects on a log scale are printed as ratios."""
+    e = claim.estimate
+    ratio = claim.key in ("C1 variance", "C3")
+    share = claim.measure == "gap_acc" and claim.key == "C1 mean"
+
+    def text(value: float) -> str:
+        if not math.isfinite(value):
+            return "–"
+        if ratio:
+            return f"{math.exp(value):.2f}"
+        if claim.key == "C2":
+            return f"{value:.2f}"
+        return f"{100 * value:+.2f} points" if share else f"{value:+.4f}"
+
+    prefix = {"C1 mean": "", "C1 variance": "SD ratio ", "C2": "r = ", "C3": "λ₁ ratio "}[claim.key]
+    effect = prefix + text(e.effect)
+    if claim.key == "C1 mean" and math.isfinite(e.p):
+        effect += f" (d = {e.standardized:.2f})"
+    known = math.isfinite(e.low) and math.isfinite(e.high)
+    measure = GAPS.get(claim.measure, "λ₁") if claim.key != "C2" else "loss gap, log λ₁"
+    return ClaimRow(
+        key=claim.key,
+        subject=SUBJECTS.get(claim.subject, rule_label(claim.subject)),
+        measure=measure,
+        effect=effect if math.isfinite(e.effect) else "–",
+        interval=f"{text(e.low)} to {text(e.high)}" if known else "–",
+        n=f"{e.n}" if claim.key != "C2" else f"{e.n} ({e.points} runs)",
+        p=p_text(e.p),
+        p_check=p_text(e.p_check) if claim.key in ("C1 mean", "C3") else "–",
+        p_holm=p_text(claim.p_holm),
+        verdict=claim.text,
+        reason=claim.reason,
+        css=claim.verdict.replace(" ", "-"),
+    )
+
+
+def p_text(p: float) -> str:
+    """A p-value as it is printed."""
+    if not math.isfinite(p):
+        return "–"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+
+
+def relevant_text() -> str:
+    """The smallest effects that count, in words."""
+    return (
+        f"a difference of means of {RELEVANT['C1 mean']} pooled standard deviations, a ratio of "
+        f"standard deviations of {math.exp(RELEVANT['C1 variance']):g}, a correlation of "
+        f"{RELEVANT['C2']}, a ratio of λ₁ of {math.exp(RELEVANT['C3']):g}"
+    )
+
+
+def lead(study: RecordedStudy) -> str:
+    """What was run."""
+    counts = Counter(run.status for run in study.runs)
+    total = len(study.runs) + len(study.missing)
+    said = ", ".join(f"{counts[s]} {s}" for s in ("finished", "diverged", "failed") if counts[s])
+    rules = ", ".join(rule_label(rule) for rule in study.rules)
+    seeds = len(study.settings["seeds"])
+    text = (
+        f"{len(study.runs)} of {total} runs recorded{f' ({said})' if said else ''}. Rules: "
+        f"{rules}. {seeds} {'seed' if seeds == 1 else 'seeds'} each; runs of a seed share "
+        f"initialisation, data and batch order."
+    )
+    if study.missing:
+        text += (
+            " Everything below is about the recorded runs; the same command finishes the others."
+        )
+    return text
+
+
+def matched_lead(study: RecordedStudy, found: Assessment) -> str:
+    """At which level runs are compared, and why."""
+    if not study.runs:
+        return "No run has a record yet, so there is nothing to compare."
+    if found.level is None:
+        return (
+            "No level of the training loss is reached by 90 % of the runs of every rule, so the "
+            "rules cannot be compared at matched training loss. Measures at the end of training "
+            "compare how far training got."
+        )
+    return (
+        f"Compared where the training loss first falls to {found.level:g}: the lowest level that "
+        f"at least 90 % of the runs of every rule reach."
+    )
+
+
+def verdict_lead(study: RecordedStudy, found: Assessment) -> str:
+    """What can be concluded at all."""
+    if not has_reference(study):
+        return (
+            "The study does not train by BPTT, so the claims that compare with it cannot be tested."
+        )
+    decided = [c for c in found.claims if c.verdict != "undecided"]
+    seeds = len(study.settings["seeds"])
+    few = (
+        f" With fewer than {ENOUGH} seeds a rule nothing is decided about variance, and the other "
+        f"claims only if their interval excludes zero."
+        if seeds < ENOUGH
+        else ""
+    )
+    if not found.claims or not decided:
+        return f"These runs decide none of the claims.{few}"
+    return (
+        f"{len(decided)} of {len(found.claims)} tests reach a decision at level {ALPHA:g} after "
+        f"Holm's correction.{few}"
+    )
+
+
+def text(study: RecordedStudy, found: Assessment) -> str:
+    """Tables and verdicts for a terminal, at most about 100 columns wide."""
+    lines = [f"{study.settings.get('task', 'study')}, preset {study.preset}: {lead(study)}"]
+    if study.skipped:
+        lines.append(f"Left out: {', '.join(s.path for s in study.skipped)}")
+    lines += ["", matched_lead(study, found)]
+    if found.level is not None:
+        keys = (
+            "test_loss",
+            "gap_loss",
+            "gap_acc",
+            "lambda1",
+            "lambda1_full",
+            "rho",
+            "eta_rho_lambda_half",
+        )
+        lines += _table(matched_summary(study, found.table, found.level), keys)
+    if any(run.status == "finished" for run in study.runs):
+        lines += ["", "At the end of training (this compares how far training got, too)"]
+        keys = ("train_loss", "test_loss", "gap_loss", "gap_acc", "lambda1", "lambda1_w2", "rho")
+        lines += _table(final_summary(study), keys)
+    lines += ["", verdict_lead(study, found)]
+    for key, statement in STATEMENTS.items():
+        verdict, reason = found.overall[key]
+        lines += [f"  {key:<12} {verdict}: {reason}", f"  {'':<12} {statement}"]
+    return "\n".join(_wrap(line) for line in lines)
+
+
+HEADS = {
+    "train_loss": "train loss", "test_loss": "test loss", "gap_loss": "loss gap",
+    "gap_acc": "acc. gap",
+    "lambda1": "λ₁ W_hh", "lambda1_full": "λ₁ all", "lambda1_w2": "λ₁‖W‖²", "rho": "ρ",
+    "eta_rho_lambda_half": "ηρλ₁/2",
+}  # fmt: skip
+
+
+def _table(rows: list[Row], keys: tuple[str, ...]) -> list[str]:
+    """Means in a line, standard deviations below them where there are two runs."""
+    width = max(_columns(row.label) for row in rows)
+    blank = " " * width
+    lines = [f"  {blank}   n" + "".join(f"{HEADS[key]:>10}" for key in keys)]
+    for row in rows:
+        label = row.label + blank[_columns(row.label) :]
+        note = f"  {row.notes}" if row.notes else ""
+        cells = "".join(f"{row.cells[k].mean_text:>10}" for k in keys)
+        lines.append(f"  {label} {row.n:>3}{cells}{note}")
+        if any(row.cells[k].n > 1 for k in keys):
+            lines.append(f"  {blank}    " + "".join(f"{row.cells[k].sd_text:>10}" for k in keys))
+    return lines
+
+
+def _columns(label: str) -> int:
+    """Width of a text on a terminal (a combining mark takes none)."""
+    return sum(not unicodedata.combining(c) for c in label)
+
+
+def _wrap(line: str, width: int = 100) -> str:
+    """A sentence broken at spaces; tables (which begin with spaces) stay whole."""
+    if len(line) <= width or line.startswith("  "):
+        return line
+    words, result, current = line.split(" "), [], ""
+    for word in words:
+        if current and len(current) + 1 + len(word) > width:
+            result.append(current)
+            current = word
+        else:
+            current = f"{current} {word}" if current else word
+    return "\n".join([*result, current])
