@@ -143,18 +143,20 @@ class Batches:
                     f"and the batch {count} sequences"
                 )
             return dim
-        return batch_dim_of(target, self.batch_dim, count, "target")
+        return batch_dim_of(
+            target, self.batch_dim, count, "target", "say which counts them: target_batch_dim="
+        )
 
 
-def batch_dim_of(t: Tensor, batch_dim: int, count: int, name: str) -> int:
+def batch_dim_of(t: Tensor, batch_dim: int, count: int, name: str, remedy: str) -> int:
     """``batch_dim`` if that dimension of ``t`` has size ``count``, else 0; ambiguity is refused."""
     shape = tuple(t.shape)
     at_dim = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == count
     at_zero = t.dim() > 0 and t.shape[0] == count
-    if at_dim and at_zero and batch_dim % t.dim() != 0:
+    if at_dim and at_zero and batch_dim % t.dim() != 0 and count != 1:
         raise ValueError(
             f"{name}: shape {shape} has {count} entries along dimension 0 and along dimension "
-            f"{batch_dim}; say which counts the sequences (target_batch_dim=)"
+            f"{batch_dim}, and the batch has {count} sequences; {remedy}"
         )
     if at_dim:
         return batch_dim

@@ -166,7 +166,12 @@ class Problem:
         """The losses (B,) of the single sequences, from one pass over the batch."""
         count, xdim, tdim = self.batches.dims(x, target)
         output = Leaves(self.output(point, x))
-        dims = [batch_dim_of(o, xdim, count, "model output") for o in output.tensors]
+        dims = [
+            xdim
+            if o.dim() == x.dim() and o.shape[xdim] == count
+            else batch_dim_of(o, xdim, count, "model output", "use another number of sequences")
+            for o in output.tensors
+        ]
 
         def one(b: int) -> Tensor:
             parts = [o.narrow(d, b, 1) for o, d in zip(output.tensors, dims, strict=True)]

@@ -42,8 +42,6 @@ class Route:
 
     def __call__(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
         """The product of ``rows`` (k, P) on one batch."""
-        if self.name is None:
-            return self._first(problem, rows, x, target).detach()
         if self.name == "double backward":
             return self._by_graph(problem, rows, x, target).detach()
         if self._keeping and rows.shape[0] == 1:
@@ -51,9 +49,10 @@ class Route:
                 return self._by_graph(problem, rows, x, target).detach()
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # no second derivative in reverse mode: forward mode has one
-                self._keeping = False
-        return self._forward(problem, rows, x, target).detach()
+            except RuntimeError:  # no second derivative in reverse mode: forward mode may have one
+                self._keeping, self._kept = False, None
+        product = self._first if self.name is None else self._forward
+        return product(problem, rows, x, target).detach()
 
     def _by_graph(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
         if not self._keeping:

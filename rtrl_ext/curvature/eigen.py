@@ -13,7 +13,7 @@ from ._progress import Progress
 
 WHICH = ("LM", "LA", "SA")
 _SEED = 0
-_NOISE = 0.05
+_NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class EigshResult:
 class PowerIterationResult:
     """``value = vᵀHv`` (signed), ``norm = ‖Hv‖``, both of the unit ``vector`` v (P,).
 
-    ``norm`` clearly above ``|value|`` means that v is no eigenvector, for instance because +λ and
-    -λ are both present.
+    ``converged``: the quotient has settled and ``norm`` is ``|value|`` within 1 %. A larger
+    ``norm`` means that v is no eigenvector, for instance because +λ and -λ are both present.
     """
 
     value: float
@@ -87,7 +87,8 @@ def eigsh(
             ``max(300, 100 k)``. When it is reached the best pairs so far are returned with
             ``converged=False``.
         v0: vectors (P,) or (P, j) to start from, for instance those of an earlier checkpoint. A
-            little noise is mixed in, so that an eigenvector of another eigenvalue is no trap.
+            little noise is mixed in, so that eigenvectors of other eigenvalues are no trap, unless
+            these are close to the wanted ones.
 
     Returns:
         ``EigshResult``. The start is seeded: the same call gives the same result.
@@ -262,10 +263,11 @@ def _power(op: Any, v: Tensor, tol: float, max_iter: int, progress: Any) -> Powe
         before, value = value, float(inner(v, hv)) / length**2
         norm = float(norms(hv)) / length
         progress.update(iteration, f"{value:.6g}")
-        converged = norm == 0 or abs(value - before) <= tol * abs(value)
-        if converged or iteration == max_iter:
+        settled = norm == 0 or abs(value - before) <= tol * abs(value)
+        if settled or iteration == max_iter:
             break
         v = (hv.double() / norms(hv)).to(hv.dtype)
+    converged = settled and norm <= 1.01 * abs(value)
     return PowerIterationResult(value, norm, v[:, 0], iteration, converged)
 
 

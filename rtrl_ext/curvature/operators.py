@@ -142,11 +142,12 @@ class CurvatureOperator:
         """Product of rows (k, P): the weighted mean over batches."""
         problem = self._problem
         check_modules(problem.model)
-        result = torch.zeros_like(rows)
-        if rows.shape[0] == 0:
-            return result
         total = 0.0
         with evaluating(problem.model, self.device):
+            rows = rows.clone() if rows.is_inference() else rows
+            result = torch.zeros_like(rows)
+            if rows.shape[0] == 0:
+                return result
             for i, (x, target) in enumerate(self._batches):
                 weight = self._weight(x, target)
                 if weight == 0:

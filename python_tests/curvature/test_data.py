@@ -1,0 +1,174 @@
+"""Batches: splitting, weights, iterables, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from rtrl_ext.curvature import EmpiricalFisher, GaussNewton, Hessian
+
+OPERATORS = [Hessian, GaussNewton, EmpiricalFisher]
+
+
+def close(actual, expected, tol=1e-10):
+    return float((actual - expected).abs().max()) <= tol * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_ragged_pieces_add_up(tools, cls, batch_size):
+    p = tools.problem(steps=4, batch=7)
+    whole = cls(p.net, p.loss_fn, p.data)
+    v = torch.randn(whole.shape[0], 2, dtype=torch.float64)
+    pieces = cls(p.net, p.loss_fn, p.data, batch_size=batch_size)
+    assert close(pieces @ v, whole @ v)
+    if batch_size < 7:
+        batches = [(p.x[:, :2], p.target[:, :2]), (p.x[:, 2:], p.target[:, 2:])]
+        assert close(cls(p.net, p.loss_fn, batches) @ v, whole @ v)
+        assert close(cls(p.net, p.loss_fn, batches, batch_size=batch_size) @ v, whole @ v)
+
+
+def test_weights_are_numbers_of_valid_terms(tools):
+    p = tools.problem(steps=6, batch=5, loss="cross_entropy")
+    target = p.target.clone()
+    target[3:, 0] = -100
+    target[1:, 3] = -100
+    target[:, 4] = -100
+
+    def loss_fn(output, t):
+        return nn.functional.cross_entropy(output.flatten(0, 1), t.flatten())
+
+    expected = tools.dense_hessian(p.plain, loss_fn, p.x, target)
+
+    def valid(t):
+        return (t != -100).sum()
+
+    right = Hessian(p.net, loss_fn, (p.x, target), batch_size=1, num_terms=valid)
+    assert close(right.dense(), expected)  # the last sequence has no valid term and no weight
+    assert not close(
+        Hessian(p.net, loss_fn, (p.x[:, :4], target[:, :4]), batch_size=1).dense(), expected, 1e-2
+    )
+
+
+def test_no_valid_term_is_refused(tools):
+    p = tools.problem()
+    op = Hessian(p.net, p.loss_fn, p.data, num_terms=lambda t: 0)
+    with pytest.raises(ValueError, match="no valid term"):
+        op @ torch.zeros(op.shape[0], dtype=torch.float64)
+    op = Hessian(p.net, p.loss_fn, p.data, num_terms=lambda t: float("nan"))
+    with pytest.raises(ValueError, match="num_terms: returned nan"):
+        op @ torch.zeros(op.shape[0], dtype=torch.float64)
+
+
+def test_one_shot_iterator_is_kept(tools):
+    p = tools.problem(batch=4)
+    op = Hessian(p.net, p.loss_fn, ((p.x[:, [b]], p.target[:, [b]]) for b in range(4)))
+    v = torch.randn(op.shape[0], dtype=torch.float64)
+    expected = Hessian(p.net, p.loss_fn, p.data) @ v
+    assert close(op @ v, expected)
+    assert close(op @ v, expected)
+
+
+def test_shuffling_loader_is_the_same_in_every_pass(tools):
+    p = tools.problem(batch=6)
+    dataset = TensorDataset(p.x.transpose(0, 1), p.target.transpose(0, 1))
+
+    def collate(items):
+        return tuple(torch.stack(part, 1) for part in zip(*items, strict=True))
+
+    for generator in (None, torch.Generator().manual_seed(3)):
+        loader = DataLoader(
+            dataset, 2, shuffle=True, drop_last=True, collate_fn=collate, generator=generator
+        )
+        loader.dataset.tensors = tuple(t[:5] for t in dataset.tensors)  # one is dropped, at random
+        op = Hessian(p.net, p.loss_fn, loader)
+        v = torch.randn(op.shape[0], dtype=torch.float64)
+        state = torch.get_rng_state()
+        assert torch.equal(op @ v, op @ v)
+        assert torch.equal(state, torch.get_rng_state())
+
+
+def test_target_along_dimension_0(tools):
+    torch.manual_seed(0)
+
+    class LastStep(tools.Net):
+        def forward(self, x):
+            return super().forward(x)[-1]
+
+    net = LastStep()
+    x, target = torch.randn(4, 5, 2, dtype=torch.float64), torch.randint(0, 3, (5,))
+    data = x, target
+    whole = Hessian(net, nn.CrossEntropyLoss(), data)
+    v = torch.randn(whole.shape[0], dtype=torch.float64)
+    assert close(Hessian(net, nn.CrossEntropyLoss(), data, batch_size=2) @ v, whole @ v)
+    fisher = EmpiricalFisher(net, nn.CrossEntropyLoss(), data)
+    rows = [
+        torch.cat(
+            [
+                g.reshape(-1)
+                for g in torch.autograd.grad(
+                    nn.functional.cross_entropy(net(x[:, [b]]), target[[b]]), net.parameters()
+                )
+            ]
+        )
+        for b in range(5)
+    ]
+    g = torch.stack(rows)
+    assert close(fisher @ v, g.T @ (g @ v) / 5)
+
+
+def test_batch_dim_0(tools):
+    torch.manual_seed(0)
+    net = tools.Net(batch_first=True)
+    x, target = torch.randn(5, 4, 2).double(), torch.randn(5, 4, 3).double()
+    whole = Hessian(net, nn.MSELoss(), (x, target))
+    v = torch.randn(whole.shape[0], dtype=torch.float64)
+    pieces = Hessian(net, nn.MSELoss(), (x, target), batch_size=2, batch_dim=0)
+    assert close(pieces @ v, whole @ v)
+
+
+def test_ambiguous_target_is_refused(tools):
+    p = tools.problem(steps=4, batch=4)
+    with pytest.raises(ValueError, match=r"target: shape \(4, 4, 3\) .* target_batch_dim="):
+        Hessian(p.net, p.loss_fn, p.data, batch_size=2)
+    whole = Hessian(p.net, p.loss_fn, p.data)  # nothing to split: nothing to decide
+    pieces = Hessian(p.net, p.loss_fn, p.data, batch_size=2, target_batch_dim=1)
+    v = torch.randn(whole.shape[0], dtype=torch.float64)
+    assert close(pieces @ v, whole @ v)
+    wrong = (p.x, p.target[:, :3])
+    with pytest.raises(ValueError, match="target_batch_dim: got 1"):
+        Hessian(p.net, p.loss_fn, wrong, batch_size=2, target_batch_dim=1)
+    with pytest.raises(ValueError, match="neither along dimension 1 nor along 0"):
+        Hessian(p.net, p.loss_fn, (p.x, p.target[:3, :3]), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"data": torch.zeros(3)}, TypeError, r"data: got Tensor, expected \(x, target\)"),
+        ({"data": 3}, TypeError, "data: got int"),
+        ({"data": []}, ValueError, "data: got no batch"),
+        ({"data": iter([])}, ValueError, "data: got no batch"),
+        ({"data": [(1, 2, 3)]}, TypeError, "data: got an entry of type tuple of length 3"),
+        ({"batch_size": 0}, ValueError, "batch_size: got 0"),
+        ({"batch_size": 2.5}, TypeError, "batch_size: got float"),
+        ({"batch_size": 1, "batch_dim": 3}, ValueError, "batch_dim: got 3"),
+        ({"num_terms": 3}, TypeError, "num_terms: got int"),
+    ],
+)
+def test_wrong_data_is_refused(tools, change, error, message):
+    p = tools.problem()
+    arguments = {"data": p.data} | change
+    with pytest.raises(error, match=message):
+        Hessian(p.net, p.loss_fn, **arguments)
+
+
+def test_an_iterable_that_gives_nothing(tools):
+    class Empty:
+        def __iter__(self):
+            return iter(())
+
+    p = tools.problem()
+    op = Hessian(p.net, p.loss_fn, Empty())
+    with pytest.raises(ValueError, match="gave no batch"):
+        op @ torch.zeros(op.shape[0], dtype=torch.float64)

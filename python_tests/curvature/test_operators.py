@@ -1,0 +1,253 @@
+"""Operators against dense matrices of an unfused reference, and as matrices."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rtrl_ext as rx
+from rtrl_ext.curvature import EmpiricalFisher, GaussNewton, Hessian
+
+OPERATORS = [Hessian, GaussNewton, EmpiricalFisher]
+
+
+def close(actual, expected, tol=1e-10):
+    return float((actual - expected).abs().max()) <= tol * float(expected.abs().max())
+
+
+def dense_of(cls, tools):
+    return {
+        Hessian: tools.dense_hessian,
+        GaussNewton: tools.dense_ggn,
+        EmpiricalFisher: tools.dense_fisher,
+    }[cls]
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"leak": 0.4, "nonlinearity": "tanh"},
+        {"leak": 0.4, "form": "voltage", "nonlinearity": "softplus"},
+        {"leak": torch.tensor([0.2, 0.5, 0.7, 1.0]), "learn_leak": True},
+        {"leak": 1.0, "nonlinearity": "identity"},
+    ],
+    ids=["rate", "voltage", "learned leak", "unit leak"],
+)
+def test_dense_equals_the_unfused_reference(tools, cls, loss, options):
+    p = tools.problem(loss=loss, **options)
+    op = cls(p.net, p.loss_fn, p.data)
+    expected = dense_of(cls, tools)(p.plain, p.loss_fn, p.x, p.target)
+    assert op.shape == expected.shape
+    assert close(op.dense(), expected)
+    assert op._route.name == "forward over reverse"
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+@pytest.mark.parametrize("steps, batch", [(1, 1), (2, 3), (17, 1), (3, 32), (60, 2)])
+def test_sizes(tools, cls, steps, batch):
+    p = tools.problem(steps=steps, batch=batch, n=3, leak=0.5)
+    expected = dense_of(cls, tools)(p.plain, p.loss_fn, p.x, p.target)
+    op = cls(p.net, p.loss_fn, p.data)
+    for k in (1, 5):
+        v = torch.randn(op.shape[0], k, dtype=op.dtype)
+        assert close(op @ v, expected @ v)
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_long_sequence(tools, cls):
+    p = tools.problem(steps=200, batch=2, n=3, leak=0.5)
+    op = cls(p.net, p.loss_fn, p.data)
+    v = torch.randn(op.shape[0], 2, dtype=op.dtype)
+    reference = cls(p.plain, p.loss_fn, p.data)
+    assert close(op @ v, reference @ v)
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_double_backward_route_gives_the_same(tools, cls):
+    p = tools.problem(leak=0.4)
+    op, other = cls(p.net, p.loss_fn, p.data), cls(p.net, p.loss_fn, p.data)
+    other._route.name = "double backward"
+    v = torch.randn(op.shape[0], 4, dtype=op.dtype)
+    assert close(other @ v, op @ v, 1e-12)
+    assert close(other @ v[:, 0], op @ v[:, 0], 1e-12)
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_kept_primal_pass_gives_the_same(tools, cls):
+    p = tools.problem(leak=0.4)
+    op = cls(p.net, p.loss_fn, p.data)
+    v = torch.randn(op.shape[0], 2, dtype=op.dtype)
+    expected = op @ v
+    with op.at_fixed_point():
+        assert close(op @ v[:, 0], expected[:, 0], 1e-12)
+        assert op._route._kept is not None
+        assert close(op @ v[:, 1], expected[:, 1], 1e-12)
+        assert close(op @ v, expected, 1e-12)
+    assert op._route._kept is None
+    with torch.no_grad():
+        p.net.rnn.weight_hh_l0.mul_(1.1)
+    assert not close(op @ v[:, 0], expected[:, 0], 1e-3)  # the parameters' present values
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_symmetric_and_linear(tools, cls):
+    p = tools.problem(steps=9, leak=0.4)
+    op = cls(p.net, p.loss_fn, p.data)
+    u, v, w = torch.randn(3, op.shape[0], dtype=op.dtype)
+    hu, hv = op @ u, op @ v
+    assert abs(u @ hv - v @ hu) <= 1e-12 * abs(u @ hv)
+    assert close(op @ (2 * u - 3 * v + w), 2 * hu - 3 * hv + op @ w, 1e-12)
+    assert op.T is op
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_batched_equals_single_and_chunks(tools, cls):
+    p = tools.problem(leak=0.4)
+    op = cls(p.net, p.loss_fn, p.data, chunk_size=2)
+    v = torch.randn(op.shape[0], 5, dtype=op.dtype)
+    both = op @ v
+    assert both.shape == v.shape
+    for i in range(5):
+        assert close(both[:, i], op @ v[:, i], 1e-12)
+    assert (op @ v[:, :0]).shape == (op.shape[0], 0)
+    assert close(cls(p.net, p.loss_fn, p.data) @ v, both, 1e-12)
+
+
+def test_float32_is_symmetric(tools):
+    p = tools.problem(steps=30, batch=8, leak=0.3, dtype=torch.float32)
+    op = Hessian(p.net, p.loss_fn, p.data)
+    u, v = torch.randn(2, op.shape[0])
+    u, v = u / u.norm(), v / v.norm()
+    hv = op @ v
+    assert hv.dtype == torch.float32
+    assert abs(u @ hv - v @ (op @ u)) <= 1e-5 * hv.norm()
+
+
+def test_gauss_newton_is_the_hessian_at_zero_residual(tools):
+    p = tools.problem(leak=0.4)
+    with torch.no_grad():
+        target = p.net(p.x)
+    g = GaussNewton(p.net, p.loss_fn, (p.x, target)).dense()
+    h = Hessian(p.net, p.loss_fn, (p.x, target)).dense()
+    assert close(g, h)
+    assert float(torch.linalg.eigvalsh(g).min()) > -1e-12
+    off = GaussNewton(p.net, p.loss_fn, p.data).dense() - Hessian(p.net, p.loss_fn, p.data).dense()
+    assert float(off.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["eprop", "tbptt", "mdgl", "immediate"])
+def test_true_loss_whatever_the_rule(tools, rule):
+    p = tools.problem(leak=0.4)
+    expected = tools.dense_hessian(p.plain, p.loss_fn, p.x, p.target)
+    options = {"tbptt": {"k": 2}, "mdgl": {"cell_specific": True}}.get(rule, {})
+    p.net.rnn.rule = rx.rules.get(rule, **options)
+    assert close(Hessian(p.net, p.loss_fn, p.data).dense(), expected)
+    assert p.net.rnn.rule.name == rule
+
+
+def test_true_loss_with_random_feedback(tools):
+    readout = rx.FeedbackLinear(4, 3, feedback="random", seed=1, dtype=torch.float64)
+    p = tools.problem(leak=0.4, readout=readout)
+    expected = tools.dense_hessian(p.plain, p.loss_fn, p.x, p.target)
+    assert close(Hessian(p.net, p.loss_fn, p.data).dense(), expected)
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_block_of_parameters(tools, cls):
+    p = tools.problem(leak=0.4)
+    names = ["out.weight", "rnn.weight_hh_l0"]
+    op = cls(p.net, p.loss_fn, p.data, params=names)
+    assert op.param_names == ["rnn.weight_hh_l0", "out.weight"]  # named_parameters() order
+    expected = dense_of(cls, tools)(p.plain, p.loss_fn, p.x, p.target, op.param_names)
+    assert close(op.dense(), expected)
+
+
+def test_tuple_output_is_handed_over_whole(tools):
+    torch.manual_seed(0)
+    net = rx.LeakyRNN(2, 3, leak=0.5, dtype=torch.float64)
+    x, target = torch.randn(4, 2, 2).double(), torch.randn(1, 2, 3).double()
+
+    def loss_fn(output, target):
+        y, h_n = output
+        return nn.functional.mse_loss(h_n, target) + y.square().mean()
+
+    h = Hessian(net, loss_fn, (x, target)).dense()
+    g = GaussNewton(net, loss_fn, (x, target)).dense()
+    flat = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+
+    def loss(v):
+        state, at = {}, 0
+        for name, q in net.named_parameters():
+            state[name] = v[at : at + q.numel()].reshape(q.shape)
+            at += q.numel()
+        return loss_fn(torch.func.functional_call(net, state, (x,)), target)
+
+    step = 1e-5
+    v = torch.randn_like(flat)
+    v /= v.norm()
+    gradient = torch.func.grad(loss)
+    numeric = (gradient(flat + step * v) - gradient(flat - step * v)) / (2 * step)
+    assert close(h @ v, numeric, 1e-7)
+    assert close(g, g.T, 1e-12) and not close(g, h, 1e-3)
+
+
+def test_scipy_operator(tools):
+    scipy = pytest.importorskip("scipy.sparse.linalg")
+    p = tools.problem(leak=0.4)
+    op = Hessian(p.net, p.loss_fn, p.data)
+    linear = op.to_scipy()
+    dense = op.dense().numpy()
+    v = np.random.default_rng(0).standard_normal((op.shape[0], 3))
+    np.testing.assert_allclose(linear @ v, dense @ v, atol=1e-13)
+    np.testing.assert_allclose(linear @ v[:, 0], dense @ v[:, 0], atol=1e-13)
+    np.testing.assert_allclose(linear.rmatvec(v[:, 0]), dense @ v[:, 0], atol=1e-13)
+    assert linear.dtype == np.float64 and linear.shape == op.shape
+    found = scipy.eigsh(linear, k=2, which="LM", return_eigenvectors=False)
+    values = np.linalg.eigvalsh(dense)
+    expected = values[np.argsort(-abs(values))[:2]]
+    np.testing.assert_allclose(np.sort(found), np.sort(expected), rtol=1e-8)
+
+
+def test_dense_refuses_what_is_too_large(tools):
+    p = tools.problem()
+    op = Hessian(p.net, p.loss_fn, p.data)
+    size = op.shape[0]
+    with pytest.raises(ValueError, match=rf"{size} x {size} .* GiB"):
+        op.dense(max_bytes=size * size * 8 - 1)
+
+
+def test_repr_names_the_blocks(tools):
+    p = tools.problem()
+    text = repr(GaussNewton(p.net, p.loss_fn, p.data, params=["out.bias"]))
+    assert text == "GaussNewton(P=3, torch.float64, cpu; out.bias)"
+
+
+def test_wrong_vectors_are_refused(tools):
+    p = tools.problem()
+    op = Hessian(p.net, p.loss_fn, p.data)
+    size = op.shape[0]
+    with pytest.raises(ValueError, match=rf"v: got shape \(3,\), expected \({size},\)"):
+        op @ torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="v: got shape"):
+        op @ torch.zeros(size, 2, 2, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"v: got torch\.float32, expected torch\.float64"):
+        op @ torch.zeros(size)
+    with pytest.raises(TypeError, match="v: got ndarray"):
+        op @ np.zeros(size)
+
+
+def test_wrong_losses_are_refused(tools):
+    p = tools.problem()
+    v = torch.zeros(Hessian(p.net, p.loss_fn, p.data).shape[0], dtype=torch.float64)
+    with pytest.raises(TypeError, match="loss_fn: got str"):
+        Hessian(p.net, "mse", p.data)
+    with pytest.raises(ValueError, match=r"loss_fn: returned shape \(5, 3, 3\)"):
+        Hessian(p.net, lambda o, t: (o - t) ** 2, p.data) @ v
+    with pytest.raises(TypeError, match="loss_fn: returned float"):
+        Hessian(p.net, lambda o, t: 1.0, p.data) @ v
+    with pytest.raises(TypeError, match="model: got function"):
+        Hessian(lambda x: x, p.loss_fn, p.data)
+    with pytest.raises(ValueError, match="chunk_size: got 0"):
+        Hessian(p.net, p.loss_fn, p.data, chunk_size=0)
