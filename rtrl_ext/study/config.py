@@ -47,7 +47,7 @@ class Settings:
     stop_loss: float | None = 0.3
     eval_every: int = 20
     test_every: int = 200
-    alignment_every: int = 5
+    alignment_every: int = 1
     curvature: str = "lanczos"
     curvature_batch: int = 256
     curvature_products: int = 15

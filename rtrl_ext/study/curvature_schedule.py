@@ -2,31 +2,36 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from ..curvature import Hessian
+from ..curvature import CurvatureOperator, Hessian
 from .config import LEVELS, Settings
 from .network import RECURRENT
 
 #: cost of one Hessian product per sequence, in training gradients (forward and backward) per sequence
-PRODUCT_COST = 3.0
+PRODUCT_COST = 2.5
 #: cost of one evaluation per sequence, in the same unit
-EVALUATION_COST = 0.35
+EVALUATION_COST = 0.3
 #: cost of one measurement of gradient quality per sequence: a forward and two backwards
 ALIGNMENT_COST = 1.7
-#: relative residual at which the warm-started Lanczos stops: λ is then right to about its square
+#: relative residual at which the warm-started Lanczos stops: λ₁ is then right to about one per cent
 TOLERANCE = 0.05
+#: fewest products that a measurement along training is worth
+FEWEST = 3
 
 
 class CurvatureSchedule:
     """Leading Hessian eigenvalues of the true loss along training, within a budget of work.
 
-    Checkpoints are log-spaced on the grid of evaluations (0, 1, 2, 4, ... times ``eval_every``), and wherever
-    the training loss first falls below a level at which runs are compared. Each is a Lanczos run, started
-    from the last one's vector, of at most ``curvature_products`` products on a fixed batch. Work is counted, not
-    timed, so that the same configuration takes the same measurements: a checkpoint is left out where it would
-    carry curvature above ``curvature_budget`` of the work of training so far. With ``curvature="power"`` the
-    measure is the paper's power iteration, at ``curvature_points`` evenly spaced iterations, without a budget.
+    They are taken before the first step, then wherever the training loss first falls below a level at which
+    runs are compared, and at log-spaced checkpoints on the grid of evaluations (1, 2, 4, ... times
+    ``eval_every``). Each is a Lanczos run from the vector of the one before, of at most
+    ``curvature_products`` products on a fixed batch. Work is counted, not timed, so that the same
+    configuration takes the same measurements: a checkpoint gets as many products as keep curvature within
+    ``curvature_budget`` of the training work so far, and is left out if these are fewer than 3. Levels come before
+    log-spaced checkpoints, the recurrent block before the full Hessian. With ``curvature="power"`` the measure is the
+    paper's power iteration, at ``curvature_points`` evenly spaced iterations, without a budget.
     """
 
     def __init__(
@@ -37,13 +42,28 @@ class CurvatureSchedule:
         batch: tuple[Tensor, Tensor],
     ) -> None:
         self.settings = settings
-        self._block = Hessian(model, loss_fn, batch, params=[RECURRENT])
-        self._full = Hessian(model, loss_fn, batch)
-        self._sequences = batch[0].shape[1]
+        self._operators = {
+            "lambda1": Hessian(model, loss_fn, batch, params=[RECURRENT]),
+            "lambda1_full": Hessian(model, loss_fn, batch),
+        }
+        self._product_work = PRODUCT_COST * batch[0].shape[1]
         self._vectors: dict[str, Tensor] = {}
         self._levels = list(LEVELS)
         self.training_work = 0.0
         self.curvature_work = 0.0
+
+    def initial(self) -> dict[str, float]:
+        """``lambda1`` and ``lambda1_full`` before training; no part of the budget."""
+        if self.settings.curvature == "none":
+            return {}
+        if self.settings.curvature == "power":
+            return self._power()
+        found = {}
+        for name, operator in self._operators.items():
+            result = operator.eigsh(k=1, tol=1e-2, max_products=self.settings.final_products + 1)
+            self._vectors[name] = result.vectors[:, 0]
+            found[name] = float(result.values[0])
+        return found
 
     def measure(self, iteration: int, train_loss: float) -> dict[str, float]:
         """``lambda1`` (recurrent block) and ``lambda1_full`` if they are due now, else nothing."""
@@ -52,54 +72,66 @@ class CurvatureSchedule:
         if self.settings.curvature == "power":
             return self._power() if self._even(iteration) else {}
         crossed = self._crossed(train_loss)
-        spaced = self._log_spaced(iteration)
-        if not (crossed or spaced):
+        if not (crossed or self._log_spaced(iteration)):
             return {}
         found: dict[str, float] = {}
-        # a level's measurement may use the whole budget, another one only what leaves room for levels
-        share = self.settings.curvature_budget * (1.0 if crossed else 0.6)
-        for name, operator in (("lambda1", self._block), ("lambda1_full", self._full)):
-            room = share * self.training_work - self.curvature_work
+        for name, operator in self._operators.items():
+            # the rest of the budget is kept for the levels to come
+            share = 1.0 if crossed and name == "lambda1" else 0.5
+            room = share * self.settings.curvature_budget * self.training_work - self.curvature_work
             products = min(int(room / self._product_work), self.settings.curvature_products)
-            if iteration == 0:  # there is no work yet to take a share of
-                products = self.settings.curvature_products
-            if products >= 3:
-                found[name] = self._lanczos(name, operator, products)
+            if products >= FEWEST:
+                value, self._vectors[name], used = lanczos(
+                    operator, self._vectors[name], products, TOLERANCE
+                )
+                self.curvature_work += used * self._product_work
+                found[name] = value
         return found
 
-    @property
-    def _product_work(self) -> float:
-        return PRODUCT_COST * self._sequences
-
-    def _lanczos(self, name: str, operator: Hessian, products: int) -> float:
-        result = operator.eigsh(
-            k=1, tol=TOLERANCE, max_products=products, v0=self._vectors.get(name)
-        )
-        self._vectors[name] = result.vectors[:, 0]
-        self.curvature_work += result.num_products * self._product_work
-        return float(result.values[0])
-
     def _power(self) -> dict[str, float]:
-        found = self._block.power_iteration(max_iter=500)
-        self.curvature_work += found.iterations * self._product_work
-        return {"lambda1": found.value}
+        return {"lambda1": self._operators["lambda1"].power_iteration(max_iter=500).value}
 
     def _crossed(self, train_loss: float) -> bool:
-        below = [level for level in self._levels if train_loss <= level]
-        self._levels = [level for level in self._levels if level not in below]
-        return bool(below)
+        before = len(self._levels)
+        self._levels = [level for level in self._levels if train_loss > level]
+        return len(self._levels) < before
 
     def _log_spaced(self, iteration: int) -> bool:
         count, rest = divmod(iteration, self.settings.eval_every)
-        return rest == 0 and (count & (count - 1)) == 0
+        return rest == 0 and count > 0 and (count & (count - 1)) == 0
 
     def _even(self, iteration: int) -> bool:
-        points = min(self.settings.curvature_points, self.settings.iterations)
-        step = self.settings.iterations / points
+        step = self.settings.iterations / min(self.settings.curvature_points, self.settings.iterations)
         return int(iteration / step) != int((iteration - self.settings.eval_every) / step)
 
 
-def first_sequences(batch: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` sequences of a time-major batch."""
-    x, target = batch
-    return x[:, :count].contiguous(), target[:count]
+def lanczos(
+    operator: CurvatureOperator, v: Tensor, max_products: int, tol: float
+) -> tuple[float, Tensor, int]:
+    """The eigenvalue of largest modulus, signed, by Lanczos from the vector ``v`` (P,).
+
+    Full reorthogonalisation; Ritz values in float64. Stops when the residual norm is at most ``tol |λ|``. Unlike
+    ``eigsh`` it spends no product on a certificate.
+
+    Returns:
+        The Ritz value, its unit vector (P,) and the number of products.
+    """
+    basis = [v / v.norm()]
+    images: list[Tensor] = []
+    while True:
+        image = operator @ basis[-1]
+        images.append(image)
+        q = torch.stack(basis, 1).double()
+        hq = torch.stack(images, 1).double()
+        projected = q.T @ hq
+        values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+        best = int(values.abs().argmax())
+        value, coefficients = float(values[best]), vectors[:, best]
+        ritz = q @ coefficients
+        residual = float((hq @ coefficients - value * ritz).norm())
+        if residual <= tol * abs(value) or len(images) >= min(max_products, len(v)):
+            return value, ritz.to(v.dtype), len(images)
+        rest = image.double()
+        for _ in range(2):
+            rest = rest - q @ (q.T @ rest)
+        basis.append((rest / rest.norm()).to(v.dtype))

@@ -114,7 +114,7 @@ class Training:
         with self._clock("steps"):
             self.optimizer.zero_grad(set_to_none=True)
             loss = loss_fn(model(x), target)
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 raise Diverged
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -138,8 +138,12 @@ class Training:
         stop = stop or self.iteration >= self.settings.iterations
         if crossed or stop or self.iteration % self.settings.test_every == 0:
             self._test(row)
-        with self._clock("curvature"):
-            row.update(self.curvature.measure(self.iteration, loss))
+        if self.iteration == 0:
+            with self._clock("initial"):
+                row.update(self.curvature.initial())
+        else:
+            with self._clock("curvature"):
+                row.update(self.curvature.measure(self.iteration, loss))
         self._previous = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         return stop
 
