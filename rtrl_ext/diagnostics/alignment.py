@@ -1,6 +1,7 @@
 """How well a rule's gradient agrees with the true one."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ def _one_batch(
         with _state.exact_gradients():
             found[_EXACT_KEY] = _backward(*_forward(problem, x, target))
     for key, r in apart.items():
-        with contextlib.nullcontext() if r is None else _with_rule(modules, r):
+        with _with_rule(modules, r):
             found[key] = _backward(*_forward(problem, x, target))
     return {key: found[key] for key in (*chosen, _EXACT_KEY)}
 
@@ -192,12 +193,18 @@ def _backward(loss: Tensor, leaves: list[Tensor], retain: bool = False) -> Tenso
 
 
 @contextlib.contextmanager
-def _with_rule(modules: Sequence[RecurrentBase], rule: "_rules.Rule") -> Iterator[None]:
-    """Forward calls inside run under ``rule``; what the modules' own rules remember is kept."""
+def _with_rule(modules: Sequence[RecurrentBase], rule: "_rules.Rule | None") -> Iterator[None]:
+    """Forward and backward passes inside run under ``rule`` (None: each module's own).
+
+    What the modules' own rules remember between calls is kept from change.
+    """
     kept = [(m, m._rule, m._rule_states) for m in modules]
     try:
-        for m in modules:
-            m.rule = rule  # type: ignore[assignment]
+        for m, _, states in kept:
+            if rule is None:
+                m._rule_states = copy.deepcopy(states)
+            else:
+                m.rule = rule  # type: ignore[assignment]
         yield
     finally:
         for m, own, states in kept:
