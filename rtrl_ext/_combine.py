@@ -54,11 +54,14 @@ class Fork(torch.autograd.Function):
         plan = ctx.plan
         size = len(plan.names)
         parts = [grads[i * size : (i + 1) * size] for i in range(plan.count)]
-        names = [n for n, g in zip(plan.names, parts[0], strict=True) if g is not None]
-        if _state.backward_override() is not None or not names:
+        if _state.backward_override() is not None:
             return None, None, *parts[0]
+        needed = zip(plan.names, parts[0], ctx.needs_input_grad[2:], strict=True)
+        names = [n for n, g, need in needed if need and g is not None]
+        if not names:
+            return (None,) * (2 + size)
         each = [
-            {n: g for n, g in zip(plan.names, part, strict=True) if g is not None} for part in parts
+            {n: g for n, g in zip(plan.names, part, strict=True) if n in names} for part in parts
         ]
         made = plan.rule.combine(each[0], each[1:], plan.state, ctx.saved_tensors[0])
         refused = dict(zip(names, Refuse.apply(_SECOND, *(made[n] for n in names)), strict=True))

@@ -172,6 +172,7 @@ class RecurrentBase(nn.Module):
             batch_first=self.batch_first, weight=weight, any_dtype=half is not None,
         )  # fmt: skip
         rule = _EXACT if _state.exact_enabled() else self.rule
+        rule = rule.time_major(self.batch_first, args.unbatched)
         seed = self._noise_seed(args.x.device)
         if half is None:
             output, h_n = self._run(args, rule, seed)

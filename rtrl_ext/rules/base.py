@@ -58,6 +58,10 @@ class Rule:
         """
         return history.backward(gy, gs_n, want_lam, **self.leaky(history.w, history.leak))
 
+    def time_major(self, batch_first: bool, unbatched: bool) -> "Rule":
+        """This rule with its per-step tensors turned from a module's layout to (T, B, ...)."""
+        return self
+
     def check(self, cell: str, hidden_size: int) -> None:
         """Refuse a cell for which the rule isn't defined, or parameters of another size.
 
@@ -76,7 +80,7 @@ class Rule:
         shown = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if value is field.default and not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and value == field.default:
                 continue
             if isinstance(value, Tensor):
                 text = f"<{str(value.dtype).removeprefix('torch.')} tensor {tuple(value.shape)}>"

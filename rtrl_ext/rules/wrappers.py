@@ -4,6 +4,7 @@ A wrapper changes the gradients of one layer's parameters, taken together as one
 layer hands to its input, its initial state and the layers below is that of the rule inside.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ class Wrapper(Rule):
 
     def check(self, cell: str, hidden_size: int) -> None:
         self.rule.check(cell, hidden_size)
+
+    def time_major(self, batch_first: bool, unbatched: bool) -> Rule:
+        changed: dict[str, Any] = {"rule": self.rule.time_major(batch_first, unbatched)}
+        reference = getattr(self, "reference", None)
+        if reference is not None:
+            changed["reference"] = reference.time_major(batch_first, unbatched)
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
     def references(self) -> tuple[Rule, ...]:
         """The rules whose gradients `combine` needs beside that of the rule inside."""

@@ -1,0 +1,201 @@
+"""Names, parameters, equality and copies of rules; the command line's spelling; the table."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import rtrl_ext as rx
+from rtrl_ext import rules
+from rtrl_ext.rules import (
+    BPTT,
+    MDGL,
+    TBPTT,
+    Custom,
+    EProp,
+    Immediate,
+    MatchedNoise,
+    ModProp,
+    Projected,
+    Scaled,
+    SnAp1,
+)
+
+TYPES = torch.tensor([0, 1, 0])
+
+
+def send_nothing(carry, delta, signal, saved):
+    return None, None
+
+
+EVERY = [
+    BPTT(),
+    TBPTT(3),
+    Immediate(),
+    EProp(0.5),
+    EProp(modulator=torch.ones(2, 3)),
+    SnAp1(),
+    MDGL(TYPES),
+    ModProp(0.1, 2, TYPES),
+    Custom("mine", "unit", send_nothing),
+    Scaled(EProp(), 0.5),
+    Projected(EProp(), "orthogonal"),
+    MatchedNoise(EProp(), 3),
+]
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=repr)
+def test_rules_are_values(rule):
+    for twin in (copy.deepcopy(rule), copy.copy(rule), pickle.loads(pickle.dumps(rule))):
+        assert twin == rule and hash(twin) == hash(rule) and repr(twin) == repr(rule)
+    assert all(rule != other for other in EVERY if other is not rule)
+    assert rule != "bptt"
+    with pytest.raises(AttributeError):
+        rule.anything = 1
+
+
+def test_equality_looks_at_tensors():
+    assert MDGL(TYPES) == MDGL(TYPES.clone())
+    assert MDGL(TYPES) != MDGL(torch.tensor([0, 1, 1]))
+    assert MDGL(TYPES) != MDGL(cell_specific=True)
+    assert EProp(modulator=torch.ones(2, 3)) != EProp(modulator=torch.ones(2, 3).double())
+
+
+def test_repr_shows_what_differs_from_the_defaults():
+    assert repr(BPTT()) == "BPTT()"
+    assert repr(TBPTT(4)) == "TBPTT(k=4)"
+    assert repr(ModProp(0.5, cell_specific=True)) == "ModProp(mu=0.5, cell_specific=True)"
+    assert repr(MDGL(TYPES)) == "MDGL(cell_types=<int64 tensor (3,)>)"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bptt", BPTT()),
+        ("BPTT", BPTT()),
+        ("immediate", Immediate()),
+        ("eprop", EProp()),
+        ("rflo", EProp()),
+        ("three-factor", EProp()),
+        ("three_factor", EProp()),
+        ("snap1", SnAp1()),
+    ],
+)
+def test_get_by_name(name, expected):
+    assert rules.get(name) == expected
+
+
+def test_get_with_parameters():
+    assert rules.get("tbptt", k=5) == TBPTT(5)
+    assert rules.get("modprop", mu=0.5, cell_specific=True) == ModProp(0.5, cell_specific=True)
+    rule = EProp(0.2)
+    assert rules.get(rule) is rule
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: rules.get("backprop"), ValueError, "'backprop'.*bptt, tbptt, immediate, eprop"),
+        (lambda: rules.get("uoro"), ValueError, "unknown rule 'uoro'"),
+        (lambda: rules.get("tbptt"), ValueError, r"'tbptt' needs k.*tbptt:k="),
+        (lambda: rules.get("mdgl"), ValueError, "needs cell_types .* or cell_specific=True"),
+        (lambda: rules.get("modprop"), ValueError, "needs cell_types .* or cell_specific=True"),
+        (lambda: rules.get("bptt", k=3), ValueError, "'bptt' has no parameter k"),
+        (lambda: rules.get(BPTT(), k=3), ValueError, "came with the rule object"),
+        (lambda: rules.get(3), TypeError, "rule is a int"),
+        (lambda: rules.get("custom"), ValueError, "unknown rule"),
+        (lambda: TBPTT(0), ValueError, "k is 0; expected at least 1"),
+        (lambda: TBPTT(2.0), TypeError, "k is a float"),
+        (lambda: EProp(1.5), ValueError, "readout_decay is 1.5"),
+        (lambda: EProp("x"), TypeError, "readout_decay is a str"),
+        (lambda: EProp(modulator=[1.0]), TypeError, "modulator is a list"),
+        (lambda: EProp(modulator=torch.ones(2, 3, dtype=torch.int64)), TypeError, "modulator"),
+        (lambda: EProp(modulator=torch.ones(2, 2, 2, 2)), ValueError, "modulator has shape"),
+        (lambda: MDGL(TYPES, cell_specific=True), ValueError, "both cell_types and cell_specific"),
+        (lambda: MDGL(TYPES.float()), TypeError, "cell_types has dtype torch.float32"),
+        (lambda: MDGL(TYPES[None]), ValueError, r"cell_types has shape \(1, 3\)"),
+        (lambda: MDGL(torch.tensor([0, -1])), ValueError, "cell_types holds -1"),
+        (lambda: MDGL(cell_specific=1), TypeError, "cell_specific is a int"),
+        (lambda: ModProp(float("nan"), cell_specific=True), ValueError, "mu is nan"),
+        (lambda: ModProp(taps=0, cell_specific=True), ValueError, "taps is 0"),
+        (lambda: ModProp(cell_specific=True, form="book"), ValueError, "form is 'book'"),
+        (lambda: ModProp(taps=2, cell_specific=True, form="code"), ValueError, "taps is 2"),
+        (lambda: Custom("a", "leak", send_nothing), ValueError, "local is 'leak'"),
+        (lambda: Custom("a", "unit", 3), TypeError, "transport is a int"),
+        (lambda: Scaled("eprop", 1.0), TypeError, "rule is a str"),
+        (lambda: Scaled(EProp(), "sigma"), ValueError, "factor is 'sigma'"),
+        (lambda: Scaled(EProp(), None), TypeError, "factor is a NoneType"),
+        (lambda: Scaled(EProp(), float("inf")), ValueError, "factor is inf"),
+        (lambda: Scaled(EProp(), 1.0, BPTT()), ValueError, "reference came without"),
+        (lambda: Projected(EProp(), "both"), ValueError, "keep is 'both'"),
+        (lambda: MatchedNoise(EProp(), -1), ValueError, "seed is -1"),
+        (lambda: MatchedNoise(EProp(), 0.5), TypeError, "seed is a float"),
+    ],
+)
+def test_refusals(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("eprop", EProp()),
+        ("tbptt:k=5", TBPTT(5)),
+        ("eprop:readout_decay=0.3", EProp(0.3)),
+        ("mdgl:cell_specific=true", MDGL(cell_specific=True)),
+        (
+            "modprop:mu=0.3:taps=2:cell_specific=True:form=paper",
+            ModProp(0.3, 2, cell_specific=True),
+        ),
+        ("mdgl:cell_types=[0, 1, 0]", MDGL(TYPES)),
+    ],
+)
+def test_parse(text, expected):
+    assert rules.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["tbptt:5", "tbptt:k=5:k=6", "tbptt:=5", "nothing:k=1", "tbptt"])
+def test_parse_refuses(text):
+    with pytest.raises(ValueError, match="rule"):
+        rules.parse(text)
+
+
+def test_table_lists_every_rule():
+    rows = {row["name"]: row for row in rules.table()}
+    assert list(rows)[:7] == ["bptt", "tbptt", "immediate", "eprop", "snap1", "mdgl", "modprop"]
+    assert {"custom", "scaled", "projected", "matched-noise"} <= set(rows)
+    for row in rows.values():
+        assert row["cells"] == ["LeakyRNN"] and row["modes"] == ["sequence"] and row["cost"]
+    assert rows["eprop"]["aliases"] == ["rflo", "three-factor"]
+    assert rows["tbptt"]["parameters"] == "(k: int)"
+
+
+def test_rule_of_a_module_is_checked_at_construction_and_assignment():
+    with pytest.raises(ValueError, match=r"cell_types has 3 entries; expected .* \(4,\)"):
+        rx.LeakyRNN(2, 4, rule=MDGL(TYPES))
+    net = rx.LeakyRNN(2, 4, rule="rflo")
+    assert net.rule == EProp()
+    with pytest.raises(ValueError, match="unknown rule"):
+        net.rule = "backprop"
+    with pytest.raises(ValueError, match="cell_types"):
+        net.rule = Projected(MDGL(TYPES))
+    assert net.rule == EProp()
+    net.rule = TBPTT(2)
+    assert net.rule == TBPTT(2)
+
+
+def test_illegal_pair_names_the_legal_ones():
+    with pytest.raises(ValueError, match="'mdgl' is not defined for GRU; it goes with LeakyRNN"):
+        MDGL(cell_specific=True).check("GRU", 3)
+
+
+def test_module_with_a_rule_can_be_saved():
+    net = rx.LeakyRNN(2, 3, rule=MDGL(TYPES), leak=0.3)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded.rule == net.rule and torch.equal(loaded.leak, net.leak)
