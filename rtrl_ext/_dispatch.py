@@ -80,12 +80,10 @@ def leaky_core(
         ValueError: shapes, devices or options that don't fit together.
         RuntimeError: second derivatives under a policy other than BPTT; third derivatives.
     """
-    flags = (_index(_FORM, form, "form"), _index(_ACT, nonlinearity, "nonlinearity"), unit_leak)
+    options = flags(form, nonlinearity, unit_leak)
     _check_tensors(pre, y0, s0, w, leak)
     if lengths is not None:
         _check_lengths(lengths, pre)
-    if unit_leak and flags[0] == 1:
-        raise ValueError("unit_leak=True is for form='rate', got form='voltage'")
     rule: Rule | Written = EXACT
     if _state.exact_enabled():
         transport = modulator = None
@@ -101,12 +99,12 @@ def leaky_core(
         if s0 is y0 and torch.compiler.is_compiling():
             s0 = y0.view_as(y0)  # dynamo wants distinct arguments of a Function
         y, _, s_n = Plain.apply(
-            pre, y0, s0, w, leak, lengths, transport, modulator, flags, rule, single
+            pre, y0, s0, w, leak, lengths, transport, modulator, options, rule, single
         )
         return y, s_n
     if single:
         pre, y0, s0, w, leak = (x.unsqueeze(0) for x in (pre, y0, s0, w, leak))
-    arguments = (pre, y0, s0, w, leak, lengths, *flags, transport, modulator, rule)
+    arguments = (pre, y0, s0, w, leak, lengths, *options, transport, modulator, rule)
     if torch.compiler.is_compiling():
         if rule is not EXACT:
             raise RuntimeError(COMPILED_TRANSFORM)
@@ -114,6 +112,14 @@ def leaky_core(
     else:
         y, _, s_n = Forward.apply(*arguments)
     return (y.squeeze(0), s_n.squeeze(0)) if single else (y, s_n)
+
+
+def flags(form: str, nonlinearity: str, unit_leak: bool) -> tuple[int, int, bool]:
+    """The numbers by which the kernels know the options."""
+    numbers = _index(_FORM, form, "form"), _index(_ACT, nonlinearity, "nonlinearity")
+    if unit_leak and numbers[0] == 1:
+        raise ValueError("unit_leak=True is for form='rate', got form='voltage'")
+    return (*numbers, unit_leak)
 
 
 def _index(table: dict[str, int], name: str, argument: str) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _combine, _dispatch, _history, _state
+from . import _combine, _dispatch, _fused, _history, _state
 from .reference import activations
 from .rules import BPTT, Rule
 from .rules.wrappers import Wrapper
@@ -81,6 +81,20 @@ def leaky_layer(
                 unit_leak=unit_leak,
             )  # fmt: skip
     dtype = x.dtype
+    if weight_ih.dim() == 2 and leak.dim() == 1 and _fused.available(
+        x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0
+    ):  # fmt: skip
+        w = masked(weight_hh, mask)
+        y0 = h0
+        if form != "rate" and (h0 is not None or nonlinearity == "softplus"):
+            if h0 is None:
+                h0 = x.new_zeros(x.shape[1], w.shape[0])
+            y0 = initial_output(h0, form, nonlinearity)
+        return _fused.layer(
+            x, weight_ih, bias_ih, bias_hh, drive, y0, h0, w, leak, lengths,
+            _dispatch.flags(form, nonlinearity, unit_leak),
+            rule.leaky(w.detach(), leak.detach()),
+        )  # fmt: skip
     pre = preactivation(x, weight_ih, bias_ih, bias_hh, drive)
     if h0 is None:
         h0 = torch.zeros(x.shape[-2], weight_hh.shape[-1], dtype=dtype, device=x.device)

@@ -1,0 +1,265 @@
+"""A whole leaky layer as one autograd Function: input product, recurrence and all gradients.
+
+The fast form of ``_dispatch.leaky_core`` behind a linear map, for ordinary calls without a leading
+dimension. The compiled operations work through time in pieces that stay in cache, make no array of
+pre-activations, and none of their gradients in the backward pass unless ``drive`` or the leak
+needs it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import _formulas, _functorch, _kernels, _state
+from ._autograd import in_transform
+from ._formulas import EXACT, Rule, Saved, Written
+from .reference.leaky_rnn import LOCAL, RATE
+
+NEED_X, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_BIAS, NEED_DELTA, NEED_INITIAL = (1, 2, 4, 8, 16, 32)
+
+
+def available(x: Tensor, *rest: Tensor | None) -> bool:
+    """Whether the fused operations take this call: CPU, one network, no transform, one dtype."""
+    dtype = x.dtype
+    return (
+        _kernels.HAVE_COMPILED
+        and not _kernels.uses_reference()
+        and x.device.type == "cpu"
+        and x.dim() == 3
+        and dtype in (torch.float32, torch.float64)
+        and not in_transform()
+        and all(t is None or (t.dtype == dtype and t.device == x.device) for t in rest)
+    )
+
+
+class Layer(Function):
+    """(y, aux, s_n) of one layer; ``transport`` and ``modulator`` have a leading dimension of 1."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        w_ih: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+        drive: Tensor | None,
+        y0: Tensor | None,
+        s0: Tensor | None,
+        w: Tensor,
+        leak: Tensor,
+        lengths: Tensor | None,
+        transport: Tensor | None,
+        modulator: Tensor | None,
+        flags: tuple[int, int, bool],
+        rule: Rule | Written,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, aux, s_n = torch.ops.rtrl_ext.leaky_layer_forward.default(
+            x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, *flags
+        )
+        ctx.save_for_backward(x, w_ih, y, aux, y0, s0, w, leak, lengths, transport, modulator)
+        ctx.set_materialize_grads(False)
+        ctx.flags, ctx.rule = flags, rule
+        return y, aux, s_n
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, gy: Tensor | None, gaux: Tensor | None, gs_n: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if gy is None and gaux is None and gs_n is None:
+            return (None,) * 14
+        once = torch.compiler.is_compiling() or not (torch.is_grad_enabled() or in_transform())
+        if ctx.flags[2]:
+            gaux = None
+        rule = ctx.rule
+        transport, modulator = ctx.saved_tensors[9:]
+        override = _state.backward_override()
+        if override is not None:
+            _, _, y, *_, w, leak, _, _, _ = ctx.saved_tensors
+            rule, transport, modulator = _formulas.overridden(override, w[None], leak[None], y)
+        if once and gaux is None and isinstance(rule, Rule):
+            grads = _fused(ctx, gy, gs_n, rule, transport, modulator)
+        else:
+            kernel = _kernels.kernels().leaky_backward if once else _functorch.Backward.apply
+            grads = _composed(ctx, (gy, gaux, gs_n), kernel, once)
+        return (*grads, None, None, None, None, None)
+
+
+def _fused(
+    ctx: Any,
+    gy: Tensor | None,
+    gs_n: Tensor | None,
+    rule: Rule,
+    transport: Tensor | None,
+    modulator: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the layer's nine tensors in one call, not to be differentiated again."""
+    x, w_ih, y, aux, y0, _, w, leak, lengths, _, _ = ctx.saved_tensors
+    need, flags = ctx.needs_input_grad, ctx.flags
+    if modulator is not None:
+        gy, gs_n = (None if g is None else g[None] for g in (gy, gs_n))
+        gy, gs_n = _formulas.modulated(modulator, gy, gs_n, flags[0], lengths)
+        gy, gs_n = (None if g is None else g[0] for g in (gy, gs_n))
+    if rule.policy == LOCAL:
+        matrix = None
+    else:
+        matrix = w if transport is None else transport[0]
+    need_leak = need[8]
+    needs = (
+        NEED_X * need[0]
+        | NEED_INPUT_WEIGHT * need[1]
+        | NEED_BIAS * (need[2] or need[3])
+        | NEED_DELTA * (need[4] or need_leak)
+        | NEED_INITIAL * (need[5] or need[6])
+        | NEED_WEIGHT * need[7]
+    )
+    dx, dw_ih, dw, db, delta, gy0, gs0, lam = torch.ops.rtrl_ext.leaky_layer_backward.default(
+        gy, gs_n, x, y, aux, y0, w_ih, matrix, leak, lengths, *flags, *rule,
+        needs, need_leak and flags[0] == RATE,
+    )  # fmt: skip
+    g_leak = None
+    if need_leak:
+        saved = _saved(ctx)
+        lam = lam if lam.dim() == 1 else lam[None]
+        g_leak = _formulas.leak_gradient(saved, delta[None], lam)[0]
+    return (
+        dx if need[0] else None,
+        dw_ih if need[1] else None,
+        db if need[2] else None,
+        db if need[3] else None,
+        delta if need[4] else None,
+        gy0 if need[5] else None,
+        gs0 if need[6] else None,
+        dw if need[7] else None,
+        g_leak,
+    )
+
+
+def _saved(ctx: Any) -> Saved:
+    _, _, y, aux, y0, s0, w, leak, lengths, transport, modulator = ctx.saved_tensors
+    form, act, unit_leak = ctx.flags
+    zero = y.new_zeros(1, *y.shape[1:]) if y0 is None or s0 is None else None
+    return Saved(
+        y[None],
+        aux if unit_leak else aux[None],
+        zero if y0 is None else y0[None],  # type: ignore[arg-type]
+        zero if s0 is None else s0[None],  # type: ignore[arg-type]
+        w[None], leak[None], lengths, transport, modulator,
+        form, act, unit_leak, ctx.rule, 1,
+    )  # fmt: skip
+
+
+def _composed(
+    ctx: Any, grads: tuple[Tensor | None, Tensor | None, Tensor | None], kernel: Any, once: bool
+) -> tuple[Tensor | None, ...]:
+    """The same from the recurrence's own backward pass, as functions that can be differentiated."""
+    x, w_ih = ctx.saved_tensors[:2]
+    need = ctx.needs_input_grad
+    need_pre = any(need[:5])
+    gy, gaux, gs_n = (None if g is None else g[None] for g in grads)
+    pre, gy0, gs0, gw, g_leak = _formulas.gradients(
+        _saved(ctx),
+        (gy, gaux, gs_n),
+        (need_pre, *need[5:9]),
+        kernel,
+        _state.backward_override(),
+        once,
+    )
+    dx = dw_ih = db = None
+    if pre is not None:
+        pre = pre[0]
+        rows = pre.flatten(0, 1)
+        dx = pre @ w_ih if need[0] else None
+        dw_ih = rows.t() @ x.flatten(0, 1) if need[1] else None
+        db = rows.sum(0) if need[2] or need[3] else None
+    return (
+        dx,
+        dw_ih,
+        db if need[2] else None,
+        db if need[3] else None,
+        pre if need[4] else None,
+        *(None if g is None else g[0] for g in (gy0, gs0, gw, g_leak)),
+    )
+
+
+def layer(
+    x: Tensor,
+    w_ih: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    drive: Tensor | None,
+    y0: Tensor | None,
+    s0: Tensor | None,
+    w: Tensor,
+    leak: Tensor,
+    lengths: Tensor | None,
+    flags: tuple[int, int, bool],
+    spec: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Outputs (T, B, n) and final state (B, n); arguments as checked by the caller.
+
+    ``spec`` is what a rule's ``leaky(w, leak)`` gives. ``y0`` and ``s0`` None stand for zeros.
+    """
+    rule: Rule | Written = EXACT
+    transport = modulator = None
+    if spec.get("adjoint") is not None and not _state.exact_enabled():
+        rule = Written(spec["adjoint"])
+    elif spec and not _state.exact_enabled():
+        spec = dict(spec)
+        transport = _formulas.with_lead(spec.pop("transport", None), 3)
+        modulator = spec.pop("modulator", None)
+        if modulator is not None:
+            like = x.new_empty(()).expand(*x.shape[:2], w.shape[0])
+            modulator = _formulas.lead_modulator(modulator, like)
+        rule = Rule(**spec)
+    y, _, s_n = Layer.apply(
+        x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, transport, modulator, flags, rule
+    )
+    return y, s_n
+
+
+def _fake_forward(x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, form, act, unit_leak):  # type: ignore[no-untyped-def]
+    y = x.new_empty(*x.shape[:2], w.shape[0])
+    aux = x.new_empty(0) if unit_leak else torch.empty_like(y)
+    return y, aux, x.new_empty(x.shape[1], w.shape[0])
+
+
+def _fake_backward(gy, gs_n, x, y, aux, y0, w_ih, transport, leak, lengths, form, act, unit_leak,  # type: ignore[no-untyped-def]
+                   policy, mu, window, decay, needs, want_lam):  # fmt: skip
+    steps, batch, n = y.shape
+
+    def new(bit: int, *shape: int) -> Tensor:
+        return y.new_empty(shape) if needs & bit else y.new_empty(0)
+
+    return (
+        new(NEED_X, *x.shape),
+        new(NEED_INPUT_WEIGHT, *w_ih.shape),
+        new(NEED_WEIGHT, n, n),
+        new(NEED_BIAS, n),
+        new(NEED_DELTA, steps, batch, n),
+        new(NEED_INITIAL, batch, n),
+        new(NEED_INITIAL, batch, n),
+        y.new_empty(y.shape) if want_lam else y.new_empty(0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, w_ih, _, _, _, y0, s0, w, leak, lengths, *flags = inputs
+    y, aux, _ = output
+    ctx.save_for_backward(x, w_ih, y, aux, y0, s0, w, leak, lengths, None, None)
+    ctx.set_materialize_grads(False)
+    ctx.flags, ctx.rule = tuple(flags), EXACT
+
+
+def _op_backward(ctx: Any, gy: Any, gaux: Any, gs_n: Any) -> tuple[Tensor | None, ...]:
+    """Autograd of the registered operation itself: exact gradients of its ten tensors."""
+    return (*Layer.backward(ctx, gy, gaux, gs_n)[:10], None, None, None)
+
+
+if _kernels.HAVE_COMPILED:
+    torch.library.register_fake("rtrl_ext::leaky_layer_forward", _fake_forward)
+    torch.library.register_fake("rtrl_ext::leaky_layer_backward", _fake_backward)
+    torch.library.register_autograd(
+        "rtrl_ext::leaky_layer_forward", _op_backward, setup_context=_setup
+    )
