@@ -257,3 +257,21 @@ def test_batch_norm_in_training_mode_is_refused(tools):
     net.train()
     with pytest.raises(ValueError, match="BatchNorm1d"):
         op @ torch.zeros(op.shape[0], dtype=torch.float64)
+
+
+def test_directions_are_bounded_by_memory(tools, monkeypatch):
+    from rtrl_ext.curvature import _routes
+
+    p = tools.problem()
+    op = Hessian(p.net, p.loss_fn, p.data)
+    v = torch.randn(op.shape[0], 7, dtype=torch.float64)
+    expected = op @ v
+    calls = []
+    forward = op._route._forward
+    op._route._forward = lambda q, rows, x, t: calls.append(len(rows)) or forward(q, rows, x, t)
+    assert close(op @ v, expected, 1e-12) and calls == [7]
+    monkeypatch.setattr(_routes, "MEMORY", 12 * op._route._pass.bytes + 100)
+    assert close(op @ v, expected, 1e-12) and calls == [7, 3, 3, 1]
+    monkeypatch.setattr(_routes, "MEMORY", 0)
+    calls.clear()
+    assert close(op @ v, expected, 1e-12) and calls == [1] * 7

@@ -19,7 +19,7 @@ def test_small_noise_measures_the_scaled_trace(tools):
     found = perturbation_sharpness(p.net, p.loss_fn, p.data, sigma_rel=sigma, num=4000, seed=0)
     antithetic = found.mean  # the gradient's part has mean zero and shows in stderr
     assert abs(antithetic - expected) < 4 * found.stderr
-    assert found.loss == pytest.approx(float(p.loss_fn(p.net(p.x), p.target)), rel=1e-12)
+    assert found.loss == pytest.approx(p.loss_fn(p.net(p.x), p.target).item(), rel=1e-12)
 
 
 def test_statistics_and_seeds(tools):

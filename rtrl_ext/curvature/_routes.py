@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ._evaluation import Problem
 from ._products import Graph, Product, RowProduct
 
+MOST_DIRECTIONS = 16
+MEMORY = 2**30  # bytes, for the tangents of one call
 _OWN = {"aten", "prim", "prims", "rtrl_ext", "rtrl_ext_reference"}
 
 
@@ -28,8 +31,9 @@ class Route:
         self._graph = graph
         self._kept: RowProduct | None = None
         self._keeping = False
+        self._pass: _Pass | None = None
         self.name: str | None = None
-        """"forward over reverse" or "double backward"; None before the first product."""
+        """"forward over reverse" or "double backward"; None before the choice."""
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
@@ -39,6 +43,12 @@ class Route:
             yield
         finally:
             self._keeping, self._kept = False, None
+
+    def directions(self, problem: Problem, rows: Tensor, x: Any) -> int:
+        """How many of the directions ``rows`` (k, P) to put into one call, by memory."""
+        if rows.shape[0] == 1:
+            return 1
+        return max(1, min(MOST_DIRECTIONS, MEMORY // (4 * self._inspected(problem, x).bytes + 1)))
 
     def __call__(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
         """The product of ``rows`` (k, P) on one batch."""
@@ -61,8 +71,16 @@ class Route:
             self._kept = self._graph(problem, x, target)
         return self._kept(rows)
 
+    def _inspected(self, problem: Problem, x: Any) -> "_Pass":
+        """What one forward pass does, looked at once."""
+        if self._pass is None:
+            self._pass = _Pass()
+            with torch.no_grad(), self._pass:
+                problem.output(problem.point(), x)
+        return self._pass
+
     def _first(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
-        foreign = _foreign_operators(problem, x)
+        foreign = ", ".join(sorted(self._inspected(problem, x).foreign))
         if foreign:
             reason = f"operators of other libraries may lack forward-mode derivatives: {foreign}"
             where = type(problem.model).__name__
@@ -87,23 +105,22 @@ class Route:
         return result
 
 
-class _Namespaces(TorchDispatchMode):
+class _Pass(TorchDispatchMode):
+    """Operators outside torch and this library, and the bytes of all results."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.foreign: set[str] = set()
+        self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func.namespace not in _OWN:
-            self.found.add(f"{func.namespace}::{func._opname}")
-        return func(*args, **(kwargs or {}))
-
-
-def _foreign_operators(problem: Problem, x: Any) -> str:
-    """Operators outside torch and this library that one forward pass runs, comma-separated."""
-    mode = _Namespaces()
-    with torch.no_grad(), mode:
-        problem.output(problem.point(), x)
-    return ", ".join(sorted(mode.found))
+            self.foreign.add(f"{func.namespace}::{func._opname}")
+        results = func(*args, **(kwargs or {}))
+        for t in tree_leaves(results):
+            if isinstance(t, Tensor) and not t._is_view():
+                self.bytes += t.numel() * t.element_size()
+        return results
 
 
 def _frames(error: BaseException) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import _products as products
 from ._data import Batches
+from ._distributed import all_reduced
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
 from ._routes import Route
@@ -24,6 +25,8 @@ class CurvatureOperator:
     The loss is ``loss_fn(model(x), target)``, a mean over its terms; over several batches it is the
     mean over all terms. Products are evaluated at the parameters' present values, under exact
     gradients whatever rule trains the model, in the parameters' dtype (no autocast, no TF32).
+    With ``torch.distributed`` initialised the data is this process's share: every process must take
+    part in every product, and gets the mean over all shares.
     Dropout masks and noise are the same in every product. Neither ``.grad`` nor parameters,
     buffers, training flags or torch's random state are changed.
 
@@ -40,7 +43,8 @@ class CurvatureOperator:
             default ``target.numel()``. Give it where targets are padded or ignored.
         target_batch_dim: dimension of the target that counts sequences; default ``batch_dim`` if
             that dimension has the batch's size, else 0.
-        chunk_size: at most this many directions in one batched product, to bound memory.
+        chunk_size: at most this many directions in one batched call; default what about a gibibyte
+            holds, at most 16.
         progress: show a line on standard error while a solver runs.
 
     Raises:
@@ -62,15 +66,15 @@ class CurvatureOperator:
         batch_dim: int = 1,
         num_terms: Callable[[Any], int] | None = None,
         target_batch_dim: int | None = None,
-        chunk_size: int = 16,
+        chunk_size: int | None = None,
         progress: bool = False,
     ) -> None:
         model = unwrap(model)
         chosen = select(model, params)
         check_modules(model)
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | None):
             raise TypeError(f"chunk_size: got {type(chunk_size).__name__}, expected an integer")
-        if chunk_size < 1:
+        if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1")
         self._batches = Batches(
             data,
@@ -154,11 +158,13 @@ class CurvatureOperator:
                     continue
                 problem.seed = SEED + i
                 total += weight
-                for start in range(0, rows.shape[0], self.chunk_size):
-                    part = slice(start, start + self.chunk_size)
+                chunk = self.chunk_size or self._route.directions(problem, rows, x)
+                for start in range(0, rows.shape[0], chunk):
+                    part = slice(start, start + chunk)
                     result[part] += self._scale(weight) * self._route(
                         problem, rows[part], x, target
                     )
+            total = all_reduced(result, total)
         if total == 0:
             raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
         self.num_products += rows.shape[0]

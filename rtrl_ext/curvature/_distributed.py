@@ -1,0 +1,15 @@
+"""Sums over the processes of ``torch.distributed``."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def all_reduced(result: Tensor, total: float) -> float:
+    """Sum ``result`` in place and ``total`` over all processes; alone if there is no group."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return total
+    terms = torch.tensor([total], dtype=torch.float64, device=result.device)
+    dist.all_reduce(result)
+    dist.all_reduce(terms)
+    return float(terms)
