@@ -1,8 +1,8 @@
 """The plain route of the leaky core, and the derivatives of the registered operations.
 
 ``Plain`` is what an ordinary call runs: an autograd Function of the old style (without
-``setup_context``, which costs tens of microseconds per call). Its backward calls the kernel at once,
-or goes through ``_functorch.Backward`` when the result is to be differentiated again.
+``setup_context``, which costs tens of microseconds per call). Its backward calls the kernel at
+once, or goes through ``_functorch.Backward`` when the result is to be differentiated again.
 """
 
 from contextlib import nullcontext
@@ -96,7 +96,8 @@ class Plain(Function):
             y, y0, s0, w, leak = (x.unsqueeze(0) for x in (y, y0, s0, w, leak))
             aux = aux if unit_leak else aux.unsqueeze(0)
             gy, gaux, gs_n = (None if g is None else g.unsqueeze(0) for g in (gy, gaux, gs_n))
-        saved = Saved(y, aux, y0, s0, w, leak, *rest, form, act, unit_leak, ctx.rule, ctx.pre_lead)
+        fixed = (form, act, unit_leak, ctx.rule, ctx.pre_lead)
+        saved = Saved._make((y, aux, y0, s0, w, leak, *rest, *fixed))
         out = _formulas.gradients(
             saved,
             (gy, gaux, gs_n),
@@ -113,8 +114,8 @@ class Plain(Function):
 def _usual(ctx: Any, gy: Tensor | None, gs_n: Tensor | None) -> tuple[Tensor | None, ...]:
     """``Plain.backward`` where it counts: no leading dimension, modulator or gradient of the leak.
 
-    Nothing here but what ``_formulas.gradients`` would do, in fewer calls: at small sizes a view costs
-    as much as a hundred steps of a unit.
+    Nothing here but what ``_formulas.gradients`` would do, in fewer calls: at small sizes a view
+    costs as much as a hundred steps of a unit.
     """
     y, aux, y0, _, w, leak, lengths, transport, _ = ctx.saved_tensors
     need_pre, need_y0, need_s0, need_w = ctx.needs_input_grad[:4]

@@ -1,4 +1,5 @@
-"""What the derivatives of the leaky core need beside its four kernels: sums over time, in plain torch.
+"""What the derivatives of the leaky core need beside its four kernels: sums over time, in plain
+torch.
 
 Shapes as in ``reference.leaky_rnn``: everything has a leading dimension of size L or 1.
 """
@@ -25,7 +26,7 @@ THIRD_ORDER = (
 
 
 class Rule(NamedTuple):
-    """What the backward recursion carries between steps: see ``reference.leaky_rnn.leaky_backward``."""
+    """What the backward recursion carries: see ``reference.leaky_rnn.leaky_backward``."""
 
     policy: int = FULL
     mu: float = 0.0
@@ -87,12 +88,12 @@ def shifted(first: Tensor, x: Tensor) -> Tensor:
 
 
 def fit(x: Tensor, lead: int) -> Tensor:
-    """The gradient ``x`` of an argument whose leading size is ``lead``: summed where it was shared."""
+    """The gradient ``x`` of an argument of leading size ``lead``: summed where it was shared."""
     return x.sum(0, keepdim=True) if lead == 1 and x.shape[0] != 1 else x
 
 
 def weight_gradient(delta: Tensor, x: Tensor, first: Tensor, in_place: bool = False) -> Tensor:
-    """``Σ_t delta_tᵀ x_{t-1}`` (L, n, n) with ``x_0 = first`` (L|1, B, n); delta, x (L|1, T, B, n)."""
+    """``Σ_t delta_tᵀ x_{t-1}`` (L, n, n); delta, x (L|1, T, B, n), ``x_0 = first`` (L|1, B, n)."""
     steps, n = delta.shape[1], delta.shape[3]
     if delta.shape[0] == 1 and x.shape[0] == 1 and first.shape[0] == 1:
         out = torch.mm(delta[0, 0].t(), first[0])
@@ -108,7 +109,10 @@ def weight_gradient(delta: Tensor, x: Tensor, first: Tensor, in_place: bool = Fa
 
 
 def leak_gradient(s: Saved, delta: Tensor, lam: Tensor) -> Tensor:
-    """Gradient (L, n) of the leak: rate ``Σ lam_t (φ_t - s_{t-1})``, voltage ``Σ d_t (v_t - v_{t-1})/κ``."""
+    """Gradient (L, n) of the leak.
+
+    Rate ``Σ lam_t (φ_t - s_{t-1})``, voltage ``Σ d_t (v_t - v_{t-1})/κ`` with ``d = delta/κ``.
+    """
     before = shifted(s.s0, s.states)
     if s.form == RATE:
         return (lam * (s.phi - before)).sum((1, 2))
@@ -119,7 +123,7 @@ def leak_gradient(s: Saved, delta: Tensor, lam: Tensor) -> Tensor:
 def modulated(
     modulator: Tensor, gy: Tensor | None, gs_n: Tensor | None, form: int, lengths: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of y and of the final state times the third factor (1, T, B, 1|n).
+    """Gradients of y and of the final state times the third factor ((1,) T, B, 1|n).
 
     In the rate form a gradient at the final state is part of the learning signal of its step.
     """
@@ -127,10 +131,10 @@ def modulated(
         gy = gy * modulator
     if gs_n is not None and form == RATE:
         if lengths is None:
-            gs_n = gs_n * modulator[:, -1]
+            gs_n = gs_n * modulator[..., -1, :, :]
         else:
-            rows = torch.arange(lengths.shape[0], device=lengths.device)
-            gs_n = gs_n * modulator[:, lengths - 1, rows]
+            row = torch.arange(lengths.shape[0], device=lengths.device)
+            gs_n = gs_n * modulator[..., lengths - 1, row, :]
     return gy, gs_n
 
 
@@ -213,7 +217,7 @@ def lead_modulator(modulator: Tensor | None, like: Tensor) -> Tensor | None:
 def overridden(
     policy_of: Any, w: Tensor, leak: Tensor, like: Tensor
 ) -> tuple[Rule | Written, Tensor | None, Tensor | None]:
-    """Rule, transport and modulator that ``policy_of`` (``_state.override_rule``) gives for a layer."""
+    """Rule, transport and modulator that ``_state.override_rule``'s function gives for a layer."""
     single = w.shape[0] == 1 and leak.shape[0] == 1
     spec = dict(policy_of(w[0], leak[0]) if single else policy_of(w, leak))
     if spec.get("adjoint") is not None:
@@ -233,8 +237,8 @@ def backward_vjp(
     """Gradients of ``leaky_backward``'s (gy, gaux, gs_n, y, aux, w, leak), exact policy.
 
     The transpose of the backward recursion is the tangent of the forward recursion: one call of
-    ``tangent_kernel`` with the cotangents of delta, y0 and s0 for tangents. A cotangent of lam adds a
-    source at the adjoint of the state; in the rate form it is first run through the leak by
+    ``tangent_kernel`` with the cotangents of delta, y0 and s0 for tangents. A cotangent of lam
+    adds a source at the adjoint of the state; in the rate form it is first run through the leak by
     ``filter_kernel`` (the forward recursion of an identity unit without recurrent weights).
     """
     gaux, y, aux, w, leak, lengths, form, act, unit_leak, delta, lam = saved

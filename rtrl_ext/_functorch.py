@@ -1,8 +1,9 @@
 """The leaky core as a chain of autograd Functions: right under every transform of ``torch.func``.
 
-``Forward`` -> ``Backward`` (its reverse mode) and ``ForwardJvp`` (its forward mode); ``Backward`` ->
-``BackwardJvp`` (forward over reverse) and again ``ForwardJvp`` (reverse over reverse). Each calls one
-kernel. Under ``vmap`` the vmapped dimension becomes, or multiplies, the kernel's leading dimension.
+``Forward`` -> ``Backward`` (its reverse mode) and ``ForwardJvp`` (its forward mode); ``Backward``
+-> ``BackwardJvp`` (forward over reverse) and again ``ForwardJvp`` (reverse over reverse). Each
+calls one kernel. Under ``vmap`` the vmapped dimension becomes, or multiplies, the kernel's leading
+dimension.
 """
 
 from typing import Any
@@ -60,7 +61,7 @@ class Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        saved = Saved(*ctx.saved_tensors, *ctx.flags, ctx.rule, ctx.pre_lead)
+        saved = Saved._make((*ctx.saved_tensors, *ctx.flags, ctx.rule, ctx.pre_lead))
         override = _state.backward_override()
         gy, gaux, gs_n = grads
         gaux = None if gaux is None or gaux.dim() == 1 else gaux
@@ -93,7 +94,8 @@ class Forward(Function):
 
 
 class Backward(Function):
-    """(delta, gy0, gs0, lam) of the backward recursion, as a function of gradients and saved values.
+    """(delta, gy0, gs0, lam) of the backward recursion, as a function of gradients and saved
+    values.
 
     ``y`` and ``aux`` are arguments like any other: what depends on them flows back to ``Forward``.
     """

@@ -1,7 +1,8 @@
 """The kernels in use: the compiled operations, or their reference in plain PyTorch.
 
-Also what both need to be good PyTorch operations: shapes for tracing (``register_fake``) and the rule by
-which ``vmap`` folds its dimension into the leading one. Their derivatives are in ``_functorch``.
+Also what both need to be good PyTorch operations: shapes for tracing (``register_fake``) and the
+rule by which ``vmap`` folds its dimension into the leading one. Their derivatives are in
+``_functorch``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +106,7 @@ def _fake_backward_jvp(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak,
 
 
 def _folded(x: Tensor, dim: int | None, size: int, inner: int) -> Tensor:
-    """``x`` (inner or 1, ...) with a vmapped dimension ``dim`` of ``size``: both in the leading one."""
+    """``x`` (inner or 1, ...), vmapped along ``dim``: both dimensions in the leading one."""
     if dim is None:
         if inner == 1 or x.shape[0] == 1:
             return x
@@ -117,19 +118,24 @@ def _folded(x: Tensor, dim: int | None, size: int, inner: int) -> Tensor:
 
 
 def vmap_by_folding(
-    call: Callable[..., Any], size: int, in_dims: Sequence[Any], args: Sequence[Any], lengths_at: int
+    call: Callable[..., Any],
+    size: int,
+    in_dims: Sequence[Any],
+    args: Sequence[Any],
+    lengths_at: int,
 ) -> tuple[Any, Any]:
     """``call(*args)`` under ``vmap``, the vmapped dimension folded into the leading one: one call.
 
-    ``args[lengths_at]`` has no leading dimension; where it is vmapped, ``call`` runs once per entry.
+    ``args[lengths_at]`` has no leading dimension; where it is vmapped, ``call`` runs once per
+    entry.
     """
     if in_dims[lengths_at] is not None:
         each = []
         for i in range(size):
-            one = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
-            each.append(call(*one))
-        out = [torch.stack(parts) for parts in zip(*each, strict=True)]
-        return tuple(out), (0,) * len(out)
+            one = zip(args, in_dims, strict=True)
+            each.append(call(*(a.select(d, i) if isinstance(d, int) else a for a, d in one)))
+        stacked = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return stacked, (0,) * len(stacked)
     where = [i for i, a in enumerate(args) if isinstance(a, Tensor) and i != lengths_at]
     # the saved value of a unit leak is an empty tensor without a leading dimension
     where = [i for i in where if args[i].dim() - (in_dims[i] is not None) > 1]
@@ -156,7 +162,12 @@ LENGTHS_AT = {
     "leaky_forward_jvp": 10,
     "leaky_backward_jvp": 11,
 }
-_FAKES = (_fake_forward, _fake_backward, _fake_forward_jvp, _fake_backward_jvp)
+_FAKES: tuple[Callable[..., Any], ...] = (
+    _fake_forward,
+    _fake_backward,
+    _fake_forward_jvp,
+    _fake_backward_jvp,
+)
 
 
 def _vmap_of(op: Callable[..., Any], lengths_at: int) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Switches that hold across layers: exact gradients in the forward pass, a rule imposed on the backward pass.
+"""Switches that hold across layers: exact gradients, and a rule imposed on the backward pass.
 
 Plain module variables, not thread-local: autograd may run backward formulas in threads of its own.
 """
@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-# (recurrent weight (n, n) or (L, n, n), leak (n,) or (L, n)) -> keyword arguments policy, transport, mu, window, decay, modulator
+# (recurrent weight ((L,) n, n), leak ((L,) n)) -> the keyword arguments of _dispatch.leaky_core
+# that make up a rule: policy, transport, mu, window, decay, modulator
 PolicyOf = Callable[[Tensor, Tensor], dict[str, Any]]
 
 _exact = 0

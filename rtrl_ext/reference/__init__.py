@@ -1,1 +1,1 @@
-"""Every operation in plain, readable PyTorch: the definition that the compiled kernels must equal."""
+"""Every operation in plain, readable PyTorch: the definition that compiled kernels must equal."""

@@ -1,7 +1,7 @@
 """The four nonlinearities, with derivatives written in terms of their value.
 
-Only the value ``phi(u)`` is kept by the recurrence, so both the slope and its derivative are functions
-of that value.
+Only the value ``phi(u)`` is kept by the recurrence, so both the slope and its derivative are
+functions of that value.
 """
 
 import torch

@@ -1,19 +1,20 @@
 """The four kernels of the leaky recurrent cell in plain PyTorch.
 
-All tensors carry a leading dimension of size L (replicas or tangent directions) or 1 (shared by all L).
-Shapes: ``pre, y, aux, gy, ...`` (L, T, B, n); ``y0, s0, gs_n, ...`` (L, B, n); ``w`` (L, n, n), row =
-postsynaptic; ``leak`` (L, n), the κ of the equations; ``lengths`` (B,) int64 or None. Row b is active for
-``t < lengths[b]`` (``1 <= lengths[b] <= T``); afterwards outputs and gradients are zero.
+All tensors carry a leading dimension of size L (replicas or tangent directions) or 1 (shared by
+all L). Shapes: ``pre, y, aux, gy, ...`` (L, T, B, n); ``y0, s0, gs_n, ...`` (L, B, n); ``w`` (L,
+n, n), row = postsynaptic; ``leak`` (L, n), the κ of the equations; ``lengths`` (B,) int64 or None.
+Row b is active for ``t < lengths[b]`` (``1 <= lengths[b] <= T``); afterwards outputs and gradients
+are zero.
 
-    rate (form 0)     u_t = pre_t + W y_{t-1},  s_t = (1-κ) s_{t-1} + κ φ(u_t),                y_t = s_t
-    voltage (form 1)  v_t = (1-κ) v_{t-1} + κ (pre_t + W y_{t-1}),                             y_t = φ(v_t)
+    rate (form 0)     u_t = pre_t + W y_{t-1},  s_t = (1-κ) s_{t-1} + κ φ(u_t),  y_t = s_t
+    voltage (form 1)  v_t = (1-κ) v_{t-1} + κ (pre_t + W y_{t-1}),  y_t = φ(v_t)
 
-``aux`` is φ(u_t) in the rate form (empty with ``unit_leak``, where it equals y) and v_t in the voltage
-form. ``unit_leak`` promises that the leak is 1 everywhere (rate form only). ``act`` is an index into
-``activations.NAMES``.
+``aux`` is φ(u_t) in the rate form (empty with ``unit_leak``, where it equals y) and v_t in the
+voltage form. ``unit_leak`` promises that the leak is 1 everywhere (rate form only). ``act`` is an
+index into ``activations.NAMES``.
 
-The functions return new tensors and use no in-place operation, so that autograd and the transforms of
-``torch.func`` see through them.
+The functions return new tensors and use no in-place operation, so that autograd and the transforms
+of ``torch.func`` see through them.
 """
 
 import torch
@@ -60,7 +61,7 @@ def leaky_forward(
     act: int,
     unit_leak: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs ``y`` (L, T, B, n), saved ``aux`` (L, T, B, n) or (0,), final state ``s_n`` (L, B, n)."""
+    """Outputs ``y`` (L, T, B, n), ``aux`` (L, T, B, n) or (0,), final state ``s_n`` (L, B, n)."""
     lead = _leading(pre, y0, s0, w, leak)
     y, s, k = _expand(y0, lead), _expand(s0, lead), leak.unsqueeze(1)
     wt = w.transpose(1, 2)
@@ -103,9 +104,10 @@ def leaky_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One backward recursion under a transport policy.
 
-    ``w`` is the transport matrix (L, n, n): the recurrent weight for FULL and DIAGONAL, the hop matrix for
-    HOP, ``mu * κ∘w`` for STATE; LOCAL ignores it. ``window`` > 0 (FULL only) drops what is carried past
-    every ``window``-th step counted from the end; ``decay`` (LOCAL only) filters the signal backwards.
+    ``w`` is the transport matrix (L, n, n): the recurrent weight for FULL and DIAGONAL, the hop
+    matrix for HOP, ``mu * κ∘w`` for STATE; LOCAL ignores it. ``window`` > 0 (FULL only) drops what
+    is carried past every ``window``-th step counted from the end; ``decay`` (LOCAL only) filters
+    the signal backwards.
 
     Returns ``delta`` (L, T, B, n), the gradient of ``pre``; ``gy0``, ``gs0`` (L, B, n); and ``lam``
     (L, T, B, n), the adjoint of y_t, or (0,) without ``want_lam``.
@@ -193,8 +195,8 @@ def leaky_forward_jvp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tangents of ``leaky_forward``; ``dpre`` already contains ``y_{t-1} dW^T``.
 
-    Returns ``dy`` (L, T, B, n), ``daux`` of aux's kind, ``ds_n`` (L, B, n), and ``du`` (L, T, B, n), the
-    tangent of the pre-activation, or (0,) without ``want_du``.
+    Returns ``dy`` (L, T, B, n), ``daux`` of aux's kind, ``ds_n`` (L, B, n), and ``du`` (L, T, B,
+    n), the tangent of the pre-activation, or (0,) without ``want_du``.
     """
     lead = _leading(dpre, dy0, ds0, dleak, y, aux if aux.numel() else None, w, leak)
     k, wt = leak.unsqueeze(1), w.transpose(1, 2)
@@ -253,8 +255,9 @@ def leaky_backward_jvp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tangents of the exact ``leaky_backward`` (policy FULL, no window, no gaux).
 
-    ``dgy`` already contains ``delta_{t+1} dW`` for t < T. Returns ``ddelta`` (L, T, B, n), ``dgy0`` (without
-    the ``delta_1 dW`` share), ``dgs0`` (L, B, n), and ``dlam`` (L, T, B, n) or (0,) without ``want_dlam``.
+    ``dgy`` already contains ``delta_{t+1} dW`` for t < T. Returns ``ddelta`` (L, T, B, n),
+    ``dgy0`` (without the ``delta_1 dW`` share), ``dgs0`` (L, B, n), and ``dlam`` (L, T, B, n) or
+    (0,) without ``want_dlam``.
     """
     inputs = (dgy, dgs_n, dleak, dy, y, lam, delta, w, leak)
     lead = _leading(*inputs, *(x for x in (daux, aux) if x.numel()))
