@@ -105,9 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     for name in names:
         module = importlib.import_module(f"benchmarks.suites.{SUITES[name]}")
-        part = module.run(settings)
-        results.print_tables(part)
-        rows += part
+        rows += module.run(settings)
     if settings._jax is not None:
         meta["versions"].update(settings._jax.versions)
         settings._jax.close()

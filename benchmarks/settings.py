@@ -11,6 +11,7 @@ from typing import Any
 from .harness import Contestant
 from .peers.jax_peer import JaxError, JaxPeer
 from .problem import Case
+from .results import Row, print_tables
 
 #: A result of a peer further from ours than this (relative) is reported, not timed.
 TOLERANCE = 1e-3
@@ -37,6 +38,13 @@ class Settings:
         if text not in self.notes:
             self.notes.append(text)
             print(f"note: {text}", file=sys.stderr)
+
+    def done(self, rows: Sequence[Row]) -> None:
+        """Prints the rows of one problem as soon as they are there."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
+        print_tables(rows)
+        sys.stdout.flush()
 
     def progress(self, text: str) -> None:
         if sys.stderr.isatty():

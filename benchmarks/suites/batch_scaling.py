@@ -64,5 +64,6 @@ def run(s: Settings) -> list[Row]:
         for row in part:
             if row.name != "sgemm":
                 row.info["seq/s"] = round(batch / row.seconds)
+        s.done(part)
         rows += part
     return rows

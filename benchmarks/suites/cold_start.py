@@ -36,4 +36,5 @@ def run(s: Settings) -> list[Row]:
             Row(SUITE, "fresh process", kind, 1, statistics.median(total), min(total),
                 ours=kind == "ours", samples=len(got), info=info)
         )  # fmt: skip
+    s.done(rows)
     return rows

@@ -219,5 +219,7 @@ def run(s: Settings) -> list[Row]:
         return []
     rows: list[Row] = []
     for rule in RULES:
-        rows += _steps(s, rule) + _whole(s, rule)
+        part = _steps(s, rule) + _whole(s, rule)
+        s.done(part)
+        rows += part
     return rows

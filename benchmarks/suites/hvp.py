@@ -135,7 +135,9 @@ def run(s: Settings) -> list[Row]:
         for row in part:
             if row.name != "sgemm":
                 row.info["HVP/s"] = round(int(row.name.rsplit("=", 1)[1]) / row.seconds, 1)
-        rows += part + thread_rows(part, THREADS_BOUND)
+        part += thread_rows(part, THREADS_BOUND)
+        s.done(part)
+        rows += part
         if s.jax is not None:
             s.jax.drop()
     return rows

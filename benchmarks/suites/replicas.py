@@ -67,5 +67,7 @@ def run(s: Settings) -> list[Row]:
     for R in REPLICAS if not s.quick else (8,):
         out = contestants(s, case, R)
         timings = measure(out, **s.measure_options())
-        rows += rows_from(SUITE, f"R={R} {case.label}", out, timings)
+        part = rows_from(SUITE, f"R={R} {case.label}", out, timings)
+        s.done(part)
+        rows += part
     return rows

@@ -16,6 +16,7 @@ KEPT_BOUND = 3.0
 def run(s: Settings) -> list[Row]:
     """`ratio` is the memory kept between forward and backward, in units of T·B·n numbers."""
     rows: list[Row] = []
+    every: list[Row] = []
     for T in LENGTHS if not s.quick else LENGTHS[:2]:
         for kind in KINDS if s.peers != "none" else KINDS[:2]:
             if kind == "detach loop" and T > 10_000:
@@ -38,4 +39,7 @@ def run(s: Settings) -> list[Row]:
                     ours=ours, samples=1, against="kept, T·B·n numbers", ratio=kept,
                     bound=KEPT_BOUND if ours else None, info=info)
             )  # fmt: skip
-    return rows
+        s.done(rows)
+        every += rows
+        rows = []
+    return every

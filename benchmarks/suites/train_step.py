@@ -63,6 +63,7 @@ def _rates(case: Case, rows: list[Row]) -> None:
 
 def contestants(s: Settings, column: str, case: Case) -> list[Contestant]:
     """Ours and the peers, each checked before it is admitted."""
+    torch.compiler.reset()  # a compiled function keeps few variants: by size, threads, grad mode
     data = ours.tensors(case)
     params, x, gy = ours.params_of(data), data["x"], data["gy"]
     full, local = bptt_flops(case), local_flops(case)
@@ -150,7 +151,9 @@ def run(s: Settings) -> list[Row]:
         everyone = contestants(s, column, case)
         part = rows_from(SUITE, case.label, everyone, measure(everyone, **s.measure_options()))
         _rates(case, part)
-        rows += part + thread_rows(part, THREADS_BOUND)
+        part += thread_rows(part, THREADS_BOUND)
+        s.done(part)
+        rows += part
         if s.jax is not None:
             s.jax.drop()
     return rows
