@@ -1,5 +1,6 @@
 """Operators over shares of the data in several processes."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -25,6 +26,7 @@ def share(rank, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_shares_add_up(tmp_path):
     net, x, target = setting()
     op = Hessian(net, nn.MSELoss(), (x, target))

@@ -74,6 +74,25 @@ def test_double_backward_route_gives_the_same(tools, cls):
     assert close(other @ v[:, 0], op @ v[:, 0], 1e-12)
 
 
+@pytest.mark.parametrize(
+    "cls, kernels",
+    [
+        (Hessian, ["backward", "backward_jvp", "forward", "forward_jvp"]),
+        (GaussNewton, ["backward", "forward", "forward", "forward_jvp"]),
+    ],
+)
+def test_one_kernel_call_per_pass_for_all_directions(tools, cls, kernels):
+    p = tools.problem(leak=0.4)
+    op = cls(p.net, p.loss_fn, p.data)
+    v = torch.randn(op.shape[0], 7, dtype=op.dtype)
+    op @ v  # chooses the route
+    with torch.profiler.profile() as profile:
+        op @ v
+    prefixes = "rtrl_ext::leaky_", "rtrl_ext_reference::leaky_"
+    names = [e.name for e in profile.events() if e.name.startswith(prefixes)]
+    assert sorted(name.split("leaky_")[1] for name in names) == kernels
+
+
 @pytest.mark.parametrize("cls", OPERATORS)
 def test_kept_primal_pass_gives_the_same(tools, cls):
     p = tools.problem(leak=0.4)
@@ -137,14 +156,25 @@ def test_gauss_newton_is_the_hessian_at_zero_residual(tools):
     assert float(off.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("rule", ["eprop", "tbptt", "mdgl", "immediate"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rx.rules.EProp(),
+        rx.rules.TBPTT(2),
+        rx.rules.MDGL(cell_specific=True),
+        rx.rules.Scaled(rx.rules.EProp(), "rho"),
+    ],
+    ids=repr,
+)
 def test_true_loss_whatever_the_rule(tools, rule):
     p = tools.problem(leak=0.4)
     expected = tools.dense_hessian(p.plain, p.loss_fn, p.x, p.target)
-    options = {"tbptt": {"k": 2}, "mdgl": {"cell_specific": True}}.get(rule, {})
-    p.net.rnn.rule = rx.rules.get(rule, **options)
-    assert close(Hessian(p.net, p.loss_fn, p.data).dense(), expected)
-    assert p.net.rnn.rule.name == rule
+    p.net.rnn.rule = rule
+    op = Hessian(p.net, p.loss_fn, p.data)
+    assert close(op.dense(), expected)
+    with op.at_fixed_point():
+        assert close(op @ expected[0], expected @ expected[0])
+    assert p.net.rnn.rule == rule
 
 
 def test_true_loss_with_random_feedback(tools):
@@ -251,3 +281,72 @@ def test_wrong_losses_are_refused(tools):
         Hessian(lambda x: x, p.loss_fn, p.data)
     with pytest.raises(ValueError, match="chunk_size: got 0"):
         Hessian(p.net, p.loss_fn, p.data, chunk_size=0)
+
+
+@pytest.mark.parametrize("cls", [Hessian, GaussNewton])
+def test_packed_sequences(tools, cls):
+    torch.manual_seed(0)
+
+    class Packed(tools.Net):
+        def forward(self, x):
+            y, _ = self.rnn(x)
+            y, _ = nn.utils.rnn.pad_packed_sequence(y)
+            return self.out(y)
+
+    class Looped(nn.Module):
+        """The same, one unpadded sequence after the other."""
+
+        def __init__(self, net):
+            super().__init__()
+            self.rnn, self.out = net.rnn, net.out
+
+        def forward(self, x):
+            rows = [self.out(self.rnn(x[:t, [b]])[0]) for b, t in enumerate([5, 3, 2])]
+            pad = [nn.functional.pad(r, (0, 0, 0, 0, 0, 5 - len(r))) for r in rows]
+            return torch.cat(pad, 1)
+
+    net, x, target = Packed(leak=0.4), torch.randn(5, 3, 2).double(), torch.randn(5, 3, 3).double()
+    valid = (torch.arange(5)[:, None] < torch.tensor([5, 3, 2]))[..., None]
+
+    def loss_fn(output, t):
+        return ((output - t) ** 2 * valid).sum() / (3 * valid.sum())
+
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3, 2]))
+    v = torch.randn(cls(net, loss_fn, (packed, target)).shape[0], 2, dtype=torch.float64)
+    expected = cls(Looped(net), loss_fn, (x, target)) @ v
+    assert close(cls(net, loss_fn, (packed, target)) @ v, expected)
+    with pytest.raises(TypeError, match="x is PackedSequence; only tensors can be split"):
+        cls(net, loss_fn, (packed, target), batch_size=1)
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+@pytest.mark.parametrize("route", ["forward over reverse", "double backward"])
+def test_parameters_without_effect_have_zero_rows(tools, cls, route):
+    class Spare(tools.Net):
+        def __init__(self):
+            super().__init__()
+            self.spare = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    p = tools.problem()
+    op = cls(Spare(), p.loss_fn, p.data)
+    op._route.name = route
+    matrix = op.dense()
+    at = op.param_names.index("spare")
+    assert at == 0 and float(matrix[:3].abs().max()) == 0 and float(matrix[3:].abs().max()) > 0
+    only = cls(Spare(), p.loss_fn, p.data, params=["spare"])
+    only._route.name = route
+    assert float(only.dense().abs().max()) == 0
+
+
+def test_outputs_that_hide_their_tensors(tools):
+    class Hidden(tools.Net):
+        def forward(self, x):
+            return iter([super().forward(x)])
+
+    p = tools.problem()
+    loss = lambda o, t: p.loss_fn(next(o), t)  # noqa: E731
+    net = Hidden()
+    assert close(Hessian(net, loss, p.data).dense(), Hessian(net, loss, p.data).dense().T)
+    op = GaussNewton(net, loss, p.data)
+    with pytest.raises(TypeError, match="holds no floating tensor that torch"):
+        op @ torch.zeros(op.shape[0], dtype=torch.float64)

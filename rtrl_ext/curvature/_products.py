@@ -57,7 +57,7 @@ def ggn_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
     seen: list[Leaves] = []
 
     def output(p: dict[str, Tensor]) -> tuple[Tensors, Tensors]:
-        seen[:] = [Leaves(problem.output(p, x))]
+        seen[:] = [output_leaves(problem, p, x)]
         return seen[0].tensors, seen[0].others
 
     out, pullback, others = vjp(output, point, has_aux=True)  # type: ignore[misc]
@@ -78,7 +78,7 @@ def ggn_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     """The same by reverse mode alone: J as the transpose of the linear map u -> Jᵀ u."""
     point = requiring_grad(problem.point())
     ps = list(point.values())
-    leaves = Leaves(problem.output(point, x))
+    leaves = output_leaves(problem, point, x)
     out = list(leaves.tensors)
     u = [torch.zeros_like(o, requires_grad=True) for o in out]
     pulled = gradients(out, ps, u, create_graph=True)
@@ -121,6 +121,18 @@ def fisher_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
         return result
 
     return product
+
+
+def output_leaves(problem: Problem, point: dict[str, Tensor], x: Any) -> Leaves:
+    """The model output's tensors; TypeError where torch cannot see them."""
+    output = problem.output(point, x)
+    leaves = Leaves(output)
+    if not leaves.tensors:
+        raise TypeError(
+            f"model: the output, a {type(output).__name__}, holds no floating tensor that torch "
+            "can find; expected a tensor or a tuple, list or dict of tensors"
+        )
+    return leaves
 
 
 def over_rows(

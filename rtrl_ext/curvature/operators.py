@@ -34,7 +34,8 @@ class CurvatureOperator:
         model: module called as ``model(x)``.
         loss_fn: ``loss_fn(output, target) -> scalar``; a tuple output is handed over whole.
         data: ``(x, target)`` or an iterable of such pairs. A one-shot iterator is read once and
-            kept; other iterables are read again in every product.
+            kept; other iterables are read again in every product. (Two 2-tuples are two pairs: put
+            one pair whose input and target both are 2-tuples into a list.)
         params: names of the parameters that span the matrix, default all that require gradients;
             always taken in ``named_parameters()`` order.
         batch_size: evaluate in pieces of this many sequences, to bound memory.

@@ -37,7 +37,8 @@ def trace(
         op: has ``shape``, ``dtype``, ``device`` and ``@`` for (P, j).
         method: "hutchinson": mean of ``zᵀHz`` over random signs z. "hutch++" (Meyer et al. 2021): a
             third of the products finds the leading range, whose trace is exact, a third probes the
-            rest. "xtrace" (Epperly, Tropp & Webber 2024): every probe serves both purposes.
+            rest. "xtrace" (Epperly, Tropp & Webber 2024): every probe serves both purposes; its
+            ``stderr`` takes the leave-one-out estimates for independent, which is optimistic.
         num_products: bound on products with single vectors: at least 2 for "hutchinson", 6 for
             "hutch++", 4 for "xtrace". With the latter two, if P products or fewer than
             ``num_products`` give the exact trace, it is returned with ``stderr`` 0.
