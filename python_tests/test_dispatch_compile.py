@@ -7,10 +7,9 @@ from leaky_oracle import Problem, assert_close, naive, rules
 from torch._dynamo.backends.common import aot_autograd
 from torch.func import grad, jvp, vmap
 
-from rtrl_ext import _state
+from rtrl_ext import _kernels, _state
 from rtrl_ext._dispatch import leaky_core
 
-pytestmark = pytest.mark.usefixtures("backend")
 CASES = {
     "bptt": {},
     "unit leak": {"unit_leak": True},
@@ -60,7 +59,7 @@ def operands(p):
     return pre, h, w, leak
 
 
-def check_training(p, rule, backend):
+def check_training(p, rule, namespace):
     graphs = Graphs()
     compiled = torch.compile(model(p, leaky_core, **rule), fullgraph=True, backend=graphs.backend)
 
@@ -69,20 +68,24 @@ def check_training(p, rule, backend):
         return torch.autograd.grad(f(*x), [t for t in x if t.requires_grad])
 
     assert_close(gradients(compiled), gradients(model(p, leaky_core, **rule)), 1e-12)
-    namespace = "rtrl_ext" if backend == "compiled" else "rtrl_ext_reference"
     assert f"torch.ops.{namespace}.leaky_forward" in graphs.forward[0]
     assert f"torch.ops.{namespace}.leaky_backward" in graphs.backward[0]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_keeps_the_operations(case, backend):
-    check_training(Problem(5, 3, 4, **CASES[case]), {}, backend)
+def test_training_keeps_the_operations(case):
+    check_training(Problem(5, 3, 4, **CASES[case]), {}, "rtrl_ext")
+
+
+def test_training_on_the_reference():
+    with _kernels.use_reference():
+        check_training(Problem(5, 3, 4), {}, "rtrl_ext_reference")
 
 
 @pytest.mark.parametrize("rule", [r for r in rules(Problem()) if r != "bptt"])
-def test_training_under_a_rule(rule, backend):
+def test_training_under_a_rule(rule):
     p = Problem(5, 3, 4)
-    check_training(p, rules(p)[rule], backend)
+    check_training(p, rules(p)[rule], "rtrl_ext")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,8 +10,9 @@ from rtrl_ext import _kernels
 from rtrl_ext.reference import leaky_rnn
 from rtrl_ext.reference.activations import NAMES
 
-NAMESPACES = _kernels.NAMESPACES
 CASES = [("rate", False), ("rate", True), ("voltage", False)]
+# every case of the operations in use; one of the reference's, which share all but the kernels
+CHECKED = [(_kernels.NAMESPACES[0], *case) for case in CASES] + [("rtrl_ext_reference", *CASES[0])]
 OPS = _kernels.Kernels._fields
 
 
@@ -43,19 +44,17 @@ def get(namespace, name):
     return getattr(getattr(torch.ops, namespace), name).default
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("form, unit", CASES)
+@pytest.mark.parametrize("namespace, form, unit", CHECKED)
 @pytest.mark.parametrize("name", OPS)
-def test_opcheck(name, form, unit, namespace):
+def test_opcheck(name, namespace, form, unit):
     for ragged, lead in ((False, 1), (True, 2)):
         args = arguments(name, form, unit, ragged, lead)
         opcheck(get(namespace, name), args)
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("form, unit", CASES)
+@pytest.mark.parametrize("namespace, form, unit", CHECKED)
 @pytest.mark.parametrize("name", ["leaky_forward", "leaky_backward"])
-def test_opcheck_with_gradients(name, form, unit, namespace):
+def test_opcheck_with_gradients(name, namespace, form, unit):
     args = list(arguments(name, form, unit, True))
     if name == "leaky_backward":
         args[13] = 0  # the exact rule: no window
@@ -67,15 +66,13 @@ def test_opcheck_with_gradients(name, form, unit, namespace):
 
 
 @pytest.mark.parametrize("policy", range(5))
-@pytest.mark.parametrize("namespace", NAMESPACES)
-def test_opcheck_of_every_policy(namespace, policy):
-    opcheck(get(namespace, "leaky_backward"), arguments("leaky_backward", policy=policy))
+def test_opcheck_of_every_policy(policy):
+    opcheck(_kernels.kernels().leaky_backward, arguments("leaky_backward", policy=policy))
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("form, unit", CASES)
+@pytest.mark.parametrize("namespace, form, unit", CHECKED)
 @pytest.mark.parametrize("name", OPS)
-def test_vmap_of_an_operation_equals_a_loop(name, form, unit, namespace):
+def test_vmap_of_an_operation_equals_a_loop(name, namespace, form, unit):
     op = get(namespace, name)
     args = arguments(name, form, unit, True)
     first = 0
