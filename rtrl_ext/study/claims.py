@@ -194,7 +194,7 @@ def _verdict(claim: Claim, p_holm: float) -> tuple[str, str]:
     if not claim.testable:
         return UNDECIDED, f"fewer than {ENOUGH} seeds a rule: no verdict on variance"
     if not (math.isfinite(p_holm) and math.isfinite(e.low) and math.isfinite(e.high)):
-        return UNDECIDED, "too few runs for a test"
+        return UNDECIDED, "too few runs for a test and an interval"
     significant = p_holm < ALPHA and e.p_check < ALPHA
     if significant and e.low > 0:
         return SUPPORTED, "the interval lies above zero"

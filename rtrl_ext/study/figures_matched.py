@@ -38,7 +38,7 @@ def levels_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     for ax, (key, title) in zip(axes[0], panels, strict=True):
         for k, rule in enumerate(study.rules):
             own = table[table["rule"] == rule]
-            shift = 1.0 + 0.035 * (k - (len(study.rules) - 1) / 2)
+            shift = 1.0 - 0.035 * (k - (len(study.rules) - 1) / 2)
             style = {"color": colour(study, rule), "marker": marker(study, rule)}
             ax.plot(own["level"] * shift, own[key], ls="", ms=3.5, alpha=0.35, mew=0, **style)
             means = [(v, mean(own[own["level"] == v][key], log=key == "lambda1")) for v in levels]
@@ -116,7 +116,8 @@ def correlation_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
         f"at training loss {found.level:g}" if found.level is not None else "at the end of training"
     )
     figure, axes = subplots(1, 2, 11.0, 4.2)
-    claims = {c.subject: c.estimate.effect for c in found.of("C2")}
+    tested = [c for c in found.of("C2") if math.isfinite(c.estimate.p)]
+    claims = {c.subject: c.estimate.effect for c in tested}
     keys = ("pooled", "within rule") if found.level is not None else ("", "")
     for ax, centred, key in zip(axes[0], (False, True), keys, strict=True):
         every: list[Array] = []
@@ -128,7 +129,8 @@ def correlation_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
                 np.exp(x), y, ls="", marker=marker(study, rule), ms=5.5, alpha=0.7, mew=0,
                 color=colour(study, rule), label=f"{rule_label(rule)} (n = {len(x)})",
             )  # fmt: skip
-        _trend(ax, np.concatenate(every, axis=1))
+        if key in claims:
+            _trend(ax, np.concatenate(every, axis=1))
         r = claims.get(key, math.nan)
         shown = f", r = {r:.2f}" if math.isfinite(r) else ""
         ax.set_xscale("log")
@@ -140,7 +142,7 @@ def correlation_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     axes[0][0].legend(fontsize=9)
     caption = (
         f"Loss gap against λ₁ {where}, one mark per run; r is the correlation of the gap with log "
-        f"λ₁, the line the least-squares fit (from 5 runs on). Left: all rules together, so "
+        f"λ₁, the line the least-squares fit (both from 3 seeds on). Left: all rules together, so "
         f"differences between rules count. Right: deviations from each rule's own mean."
     )
     return drawn(figure, "gap_against_lambda1", caption, "Gap against leading eigenvalue")

@@ -7,11 +7,22 @@ from typing import Any
 import numpy as np
 
 from .claims import Assessment
-from .load import REFERENCE, RecordedStudy, Run
-from .plotting import REFERENCE_COLOUR, Drawn, colour, drawn, legend, plain_log_ticks, subplots
+from .load import REFERENCE, Array, RecordedStudy, Run
+from .plotting import (
+    REFERENCE_COLOUR,
+    Drawn,
+    colour,
+    draw_runs,
+    drawn,
+    legend,
+    median_note,
+    plain_log_ticks,
+    subplots,
+)
 from .tables import rule_label
 
 LAMBDAS = {"lambda1_full": "λ₁, all parameters", "lambda1": "λ₁, recurrent matrix"}
+MARKS = {"marker": "o", "ms": 2.5}
 
 
 def curvature_figure(study: RecordedStudy) -> Drawn | None:
@@ -29,14 +40,12 @@ def curvature_figure(study: RecordedStudy) -> Drawn | None:
     for column, rule in enumerate(others):
         for row, key in enumerate(shown):
             ax = axes[row][column]
-            for run in reference:
-                _line(ax, run, key, REFERENCE_COLOUR, alpha=0.45, label="BPTT")
-            if "bptt-rho" in study.arms and rule != REFERENCE:
-                for run in study.of("bptt-rho", rule):
-                    _line(ax, run, key, "#7a7f87", ls=":", alpha=0.9, label="BPTT at ρ̄η")
             runs = study.of(study.main_arm, rule)
-            for run in runs:
-                _line(ax, run, key, colour(study, rule), alpha=0.85, label=rule_label(rule))
+            draw_runs(ax, _series(reference, key), REFERENCE_COLOUR, "BPTT", **MARKS)
+            if rule != REFERENCE:
+                paired = _series(study.of("bptt-rho", rule), key)
+                draw_runs(ax, paired, "#8a8f98", "BPTT at ρ̄η", ls=":", **MARKS)
+                draw_runs(ax, _series(runs, key), colour(study, rule), rule_label(rule), **MARKS)
             limits |= _limits(ax, study, rule, runs or reference)
             ax.set_xscale("symlog", linthresh=20, linscale=0.3)
             ax.set_yscale("log")
@@ -47,7 +56,7 @@ def curvature_figure(study: RecordedStudy) -> Drawn | None:
                 ax.set_xlabel("iteration")
             if column == 0:
                 ax.set_ylabel(LAMBDAS[key])
-        legend(axes[0][column], loc="lower right")
+        legend(axes[-1][column], loc="lower right")
     for ax in axes[-1]:
         last = max((float(r.final.get("iteration", 0) or 0) for r in study.runs), default=0)
         ticks = [t for t in (0, 20, 100, 500, 2000, 10000) if t <= max(last, 20) * 1.1]
@@ -61,8 +70,8 @@ def curvature_figure(study: RecordedStudy) -> Drawn | None:
     )
     seeds = len({run.seed for run in study.runs})
     caption = (
-        f"Leading Hessian eigenvalue of the true training loss along training, one line per run (n "
-        f"= {seeds} seeds), marks where it was measured; values of 0 or below are not drawn.{lines}"
+        f"Leading Hessian eigenvalue of the true training loss along training (n = {seeds} seeds a "
+        f"rule; {median_note(seeds)}; values of 0 or below are not drawn).{lines}"
     )
     return drawn(figure, "lambda1_along_training", caption, "Leading eigenvalue along training")
 
@@ -71,14 +80,15 @@ def _measured(run: Run, key: str) -> bool:
     return bool(np.any(run.log.get(key, np.empty(0)) > 0))
 
 
-def _line(ax: Any, run: Run, key: str, shade: str, label: str, **style: Any) -> None:
-    values = run.log.get(key, np.empty(0))
-    use = np.flatnonzero(values > 0)
-    if len(use):
-        ax.plot(
-            run.log["iteration"][use], values[use], color=shade, lw=1.3, marker="o", ms=2.5,
-            label=label, **style,
-        )  # fmt: skip
+def _series(runs: Sequence[Run], key: str) -> list[tuple[Array, Array]]:
+    """Iterations and values of a column that is drawn on a logarithmic axis, per run."""
+    found = []
+    for run in runs:
+        values = run.log.get(key, np.empty(0))
+        use = np.flatnonzero(values > 0)
+        if len(use):
+            found.append((run.log["iteration"][use], values[use]))
+    return found
 
 
 def _limits(ax: Any, study: RecordedStudy, rule: str, runs: Sequence[Run]) -> bool:
@@ -92,32 +102,33 @@ def _limits(ax: Any, study: RecordedStudy, rule: str, runs: Sequence[Run]) -> bo
     if len(rates) != 1 or not math.isfinite(next(iter(rates))):
         return False
     eta = rates.pop()
-    ax.axhline(2 / eta, color=REFERENCE_COLOUR, ls="--", lw=1.1)
-    ax.annotate(
-        "2/η",
-        (1.0, 2 / eta),
-        xycoords=("axes fraction", "data"),
-        fontsize=8,
-        va="bottom",
-        ha="right",
-    )
+    _limit(ax, 2 / eta, "2/η", REFERENCE_COLOUR)
     rho = mean_rho(plain)
     if rule != REFERENCE and rho > 0:
-        shade = colour(study, rule)
-        ax.axhline(2 / (eta * rho), color=shade, ls="--", lw=1.1)
-        ax.annotate(
-            "2/(ηρ)", (1.0, 2 / (eta * rho)), xycoords=("axes fraction", "data"), fontsize=8,
-            va="bottom", ha="right", color=shade,
-        )  # fmt: skip
+        _limit(ax, 2 / (eta * rho), "2/(ηρ)", colour(study, rule))
     return True
 
 
+def _limit(ax: Any, value: float, label: str, shade: str) -> None:
+    ax.axhline(value, color=shade, ls="--", lw=1.1)
+    ax.annotate(
+        label, (1.0, value), xycoords=("axes fraction", "data"), xytext=(3, 0),
+        textcoords="offset points", fontsize=8, va="center", color=shade,
+    )  # fmt: skip
+
+
 def mean_rho(runs: Sequence[Run]) -> float:
-    """Mean ρ over the logs of some runs, each run counting once; NaN if it was not measured."""
-    means = [
-        float(np.nanmean(v)) for r in runs if np.isfinite(v := r.log.get("rho", np.empty(0))).any()
-    ]
-    return float(np.mean(means)) if means else math.nan
+    """Mean ρ of some runs, each counting once; NaN if it was not measured.
+
+    A run's own mean is ``rho_mean`` of its record, or else the mean of its log.
+    """
+    means = [run.final.get("rho_mean", math.nan) for run in runs]
+    for k, run in enumerate(runs):
+        logged = run.log.get("rho", np.empty(0))
+        if math.isnan(means[k]) and np.isfinite(logged).any():
+            means[k] = float(np.nanmean(logged))
+    known = [value for value in means if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def learning_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
@@ -143,8 +154,9 @@ def learning_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
         for row, key in enumerate(("train_loss", "test_loss")):
             ax = axes[row][column]
             for rule in study.rules:
-                for run in study.of(arm, rule):
-                    _curve(ax, run, key, colour(study, rule), rule_label(rule))
+                runs = study.of(arm, rule)
+                draw_runs(ax, _series(runs, key), colour(study, rule), rule_label(rule))
+                _ends(ax, runs, key, colour(study, rule))
             ax.set_yscale("log")
             plain_log_ticks(ax.yaxis)
             if found.level is not None and row == 0:
@@ -157,20 +169,17 @@ def learning_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     dotted = (
         "" if found.level is None else f" The dotted line is the primary level {found.level:g}."
     )
+    seeds = len({run.seed for run in study.runs})
     caption = (
-        f"Learning curves, one line per run (n = {len({r.seed for r in study.runs})} seeds), on "
+        f"Learning curves (n = {seeds} seeds a rule; {median_note(seeds)}), on "
         f"logarithmic axes of loss; a dot ends a run, a cross a run that diverged.{dotted}"
     )
     return drawn(figure, "learning_curves", caption, "Training and test loss along training")
 
 
-def _curve(ax: Any, run: Run, key: str, shade: str, label: str) -> None:
-    values = run.log.get(key, np.empty(0))
-    use = np.flatnonzero(np.isfinite(values) & (values > 0))
-    if len(use) == 0:
-        return
-    x, y = run.log["iteration"][use], values[use]
-    ax.plot(x, y, color=shade, lw=1.2, alpha=0.75, label=label)
-    ax.plot(
-        x[-1:], y[-1:], color=shade, marker="X" if run.status == "diverged" else "o", ms=4.5, ls=""
-    )
+def _ends(ax: Any, runs: Sequence[Run], key: str, shade: str) -> None:
+    """A dot where a run ended, a cross where it diverged."""
+    for run in runs:
+        for x, y in _series([run], key):
+            mark = "X" if run.status == "diverged" else "o"
+            ax.plot(x[-1:], y[-1:], color=shade, marker=mark, ms=4, ls="", mew=0)

@@ -131,13 +131,12 @@ def read_study(folder: str | Path) -> RecordedStudy:
     if not path.is_file():
         raise ValueError(f"{place}: holds no study ({STUDY} is missing)")
     settings = read_json(path)
-    for key in ("rules", "arms", "seeds"):
-        if not isinstance(settings.get(key), list) or not settings[key]:
-            raise ValueError(f"{path}: {key}: got {settings.get(key)!r}, expected a list")
+    for name, kind in (("rules", str), ("arms", str), ("seeds", int)):
+        given = settings.get(name)
+        if not isinstance(given, list) or not given or not all(isinstance(v, kind) for v in given):
+            raise ValueError(f"{path}: {name}: got {given!r}, expected a list of {kind.__name__}")
     study = RecordedStudy(place, settings, [], [], [])
-    wanted = {
-        (arm, rule, int(seed)): True for arm, rule in study.groups for seed in settings["seeds"]
-    }
+    wanted = [(arm, rule, seed) for arm, rule in study.groups for seed in settings["seeds"]]
     runs = place / RUNS
     found: dict[tuple[str, str, int], Run] = {}
     for record in sorted(runs.glob(f"*/{RECORD}")) if runs.is_dir() else []:

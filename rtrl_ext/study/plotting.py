@@ -2,12 +2,13 @@
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .load import REFERENCE, RecordedStudy
+from .load import REFERENCE, Array, RecordedStudy
 from .optional import need
 from .tables import rule_label
 
@@ -15,25 +16,28 @@ from .tables import rule_label
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 REFERENCE_COLOUR = "#333333"
+CROWDED = 7
 STYLE = {
     "font.family": "sans-serif", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a8f98",
     "axes.titlelocation": "left", "xtick.color": "#4a4f57", "ytick.color": "#4a4f57",
     "axes.labelcolor": "#22262b", "axes.grid": True, "grid.color": "#e6e8eb", "grid.linewidth": 0.8,
-    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "white",
+    "axes.axisbelow": True, "legend.frameon": True,
+    "legend.framealpha": 0.85, "legend.edgecolor": "none", "figure.facecolor": "white",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as PNG, with the name of its file, its caption and a text for those who cannot see
-    it.
+    """A figure as PNG, with the name of its file, its caption, a text for those who cannot see it,
+    and the width in CSS pixels at which all figures have letters of the same size.
     """
 
     name: str
     png: bytes
     caption: str
     alt: str
+    width: int
 
 
 def colour(study: RecordedStudy, rule: str) -> str:
@@ -50,23 +54,25 @@ def _place(study: RecordedStudy, rule: str) -> int:
     return [r for r in study.rules if r != REFERENCE].index(rule)
 
 
+def style() -> Any:
+    """The context in which every figure is drawn."""
+    return need("matplotlib", "the figures of a report").rc_context(STYLE)
+
+
 def subplots(
     rows: int, columns: int, width: float, height: float, **options: Any
 ) -> tuple[Any, Any]:
-    matplotlib = need("matplotlib", "the figures of a report")
+    """A figure of ``width`` by ``height`` inches and its axes (rows, columns)."""
     figures = need("matplotlib.figure", "the figures of a report")
-    with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes
+    figure = figures.Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def drawn(figure: Any, name: str, caption: str, alt: str) -> Drawn:
-    matplotlib = need("matplotlib", "the figures of a report")
+    """The finished picture."""
     stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
-    return Drawn(name, stream.getvalue(), caption, alt)
+    figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    return Drawn(name, stream.getvalue(), caption, alt, round(104 * figure.get_figwidth()))
 
 
 def counts(study: RecordedStudy, table: Any) -> str:
@@ -74,7 +80,40 @@ def counts(study: RecordedStudy, table: Any) -> str:
     return ", ".join(f"{rule_label(r)} {int((table['rule'] == r).sum())}" for r in study.rules)
 
 
+def draw_runs(
+    ax: Any, series: Sequence[tuple[Array, Array]], shade: str, label: str, **options: Any
+) -> None:
+    """One line per run; from `CROWDED` runs on these are faint, with a strong one of their medians.
+
+    The median is drawn at the positions where at least half of the runs have a value.
+    """
+    few = len(series) < CROWDED
+    for x, y in series:
+        options_of_run = {**options, "ls": options.get("ls", "-")} if few else {"ls": "-"}
+        ax.plot(
+            x, y, color=shade, lw=1.3 if few else 0.7, alpha=0.8 if few else 0.22,
+            label=label if few else None, **options_of_run,
+        )  # fmt: skip
+    if few:
+        return
+    values: dict[float, list[float]] = {}
+    for x, y in series:
+        for place, value in zip(x, y, strict=True):
+            values.setdefault(float(place), []).append(float(value))
+    shown = sorted(place for place, found in values.items() if 2 * len(found) >= len(series))
+    medians = [float(np.median(values[place])) for place in shown]
+    ax.plot(shown, medians, color=shade, lw=2.2, label=label, **options)
+
+
+def median_note(runs: int) -> str:
+    """What a caption says about the lines of `draw_runs`."""
+    if runs < CROWDED:
+        return "one line per run"
+    return "faint lines are runs, strong ones medians where at least half of the runs have a value"
+
+
 def legend(ax: Any, **options: Any) -> None:
+    """A legend with each label once."""
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     if unique:
@@ -82,6 +121,7 @@ def legend(ax: Any, **options: Any) -> None:
 
 
 def mean(values: Any, *, log: bool = False) -> float:
+    """Mean of the finite values (geometric, of the positive ones, with ``log``)."""
     kept = np.asarray(values, dtype=np.float64)
     kept = kept[np.isfinite(kept) & ((kept > 0) | (not log))]
     if len(kept) == 0:
@@ -90,14 +130,22 @@ def mean(values: Any, *, log: bool = False) -> float:
 
 
 def log_axis(ax: Any, values: Any) -> None:
+    """A logarithmic y axis, if there is anything above zero."""
     if np.any(np.asarray(values, dtype=np.float64) > 0):
         ax.set_yscale("log")
         plain_log_ticks(ax.yaxis)
 
 
 def plain_log_ticks(axis: Any) -> None:
-    """Ticks 0.5, 1, 2, 5, 10, ... in plain numbers on a logarithmic axis."""
+    """Ticks 0.5, 1, 2, 5, 10, ... in plain numbers on a logarithmic axis that is already drawn on.
+
+    Where fewer than three of them are in view, a few evenly spaced numbers instead.
+    """
     ticker = need("matplotlib.ticker", "the figures of a report")
     axis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    low, high = sorted(axis.get_view_interval())
+    if sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 3:
+        axis.set_major_locator(ticker.MaxNLocator(4))
+        axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())

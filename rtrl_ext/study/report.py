@@ -12,7 +12,7 @@ from .figures_matched import arms_figure, correlation_figure, levels_figure
 from .figures_training import curvature_figure, learning_figure
 from .load import RecordedStudy, read_study
 from .optional import need
-from .plotting import Drawn
+from .plotting import Drawn, style
 from .records import write_atomic
 from .stats import RESAMPLES
 from .tables import (
@@ -77,13 +77,14 @@ def assess_study(study: RecordedStudy, *, resamples: int = RESAMPLES) -> Assessm
 
 def draw(study: RecordedStudy, found: Assessment) -> dict[str, Drawn]:
     """The figures that the records allow, by name."""
-    made = (
-        levels_figure(study, found),
-        arms_figure(study, found),
-        correlation_figure(study, found),
-        curvature_figure(study),
-        learning_figure(study, found),
-    )
+    with style():
+        made = (
+            levels_figure(study, found),
+            arms_figure(study, found),
+            correlation_figure(study, found),
+            curvature_figure(study),
+            learning_figure(study, found),
+        )
     return {figure.name: figure for figure in made if figure is not None}
 
 

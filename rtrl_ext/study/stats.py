@@ -128,7 +128,7 @@ def correlation(
     )
     base = _independent(base)
     free = points - (base.shape[1] - 1) - 3
-    if count < 3 or free < 1:
+    if free < 1:
         return _unknown(math.nan, n, points)
     columns = np.column_stack([base, _standard(x), _standard(y)])
     products = np.einsum("ki,kj->kij", columns, columns).reshape(points, -1)
@@ -144,11 +144,11 @@ def correlation(
         return _partial((weights @ sums).reshape(-1, size, size)).reshape(index.shape[:-1])
 
     r = float(statistic(np.arange(count)))
-    if not math.isfinite(r):
+    if not math.isfinite(r) or count < 3:
         return _unknown(r, n, points)
     z = math.atanh(min(max(r, -1 + 1e-15), 1 - 1e-15)) * math.sqrt(free)
     p = math.erfc(abs(z) / math.sqrt(2))
-    low, high = _interval((np.arange(count),), statistic, resamples, seed)
+    low, high = _interval((np.arange(count, dtype=np.float64),), statistic, resamples, seed)
     return Estimate(r, low, high, p, p, n, points)
 
 

@@ -52,13 +52,13 @@ def claim_row(claim: Claim) -> ClaimRow:
         if ratio:
             return f"{math.exp(value):.2f}"
         if claim.key == "C2":
-            return f"{value:.2f}"
-        return f"{100 * value:+.2f} points" if share else f"{value:+.4f}"
+            return f"{value:.2f}".replace("-", "−")
+        return (f"{100 * value:+.2f}" if share else f"{value:+.4f}").replace("-", "−")
 
     prefix = {"C1 mean": "", "C1 variance": "SD ratio ", "C2": "r = ", "C3": "λ₁ ratio "}[claim.key]
-    effect = prefix + text(e.effect)
+    effect = prefix + text(e.effect) + (" points" if share else "")
     if claim.key == "C1 mean" and math.isfinite(e.p):
-        effect += f" (d = {e.standardized:.2f})"
+        effect += f" (d = {e.standardized:.2f})".replace("-", "−")
     known = math.isfinite(e.low) and math.isfinite(e.high)
     measure = GAPS.get(claim.measure, "λ₁") if claim.key != "C2" else "loss gap, log λ₁"
     return ClaimRow(
@@ -190,7 +190,7 @@ def _table(rows: list[Row], keys: tuple[str, ...]) -> list[str]:
     """Means in a line, standard deviations below them where there are two runs."""
     width = max(_columns(row.label) for row in rows)
     blank = " " * width
-    lines = [f"  {blank}   n" + "".join(f"{HEADS[key]:>10}" for key in keys)]
+    lines = [f"  {blank}   n " + "".join(f"{HEADS[key]:>10}" for key in keys)]
     for row in rows:
         label = row.label + blank[_columns(row.label) :]
         note = f"  {row.notes}" if row.notes else ""

@@ -24,9 +24,9 @@ MATCHED_COLUMNS = (
     ("test_acc", "test accuracy", "share"),
     ("gap_loss", "loss gap", "plain"),
     ("gap_acc", "accuracy gap", "share"),
-    ("shift_gap_loss", "loss gap, shifted data", "plain"),
-    ("lambda1", "λ₁ (recurrent)", "wide"),
-    ("lambda1_full", "λ₁ (all parameters)", "wide"),
+    ("shift_gap_loss", "shifted loss gap", "plain"),
+    ("lambda1", "λ₁, recurrent", "wide"),
+    ("lambda1_full", "λ₁, all", "wide"),
     ("rho", "ρ", "plain"),
     ("eta_rho_lambda_half", "ηρλ₁/2", "plain"),
 )
@@ -38,9 +38,8 @@ FINAL_COLUMNS = (
     ("test_acc", "test accuracy", "share"),
     ("gap_loss", "loss gap", "plain"),
     ("gap_acc", "accuracy gap", "share"),
-    ("lambda1", "λ₁ (recurrent)", "wide"),
-    ("lambda1_full", "λ₁ (all parameters)", "wide"),
-    ("lambda1_heldout", "λ₁ on test data", "wide"),
+    ("lambda1", "λ₁, recurrent", "wide"),
+    ("lambda1_full", "λ₁, all", "wide"),
     ("lambda1_w2", "λ₁‖W‖²", "wide"),
     ("trace", "trace", "wide"),
     ("rho", "ρ", "plain"),
@@ -112,7 +111,7 @@ def show(value: float, style: str = "plain") -> str:
         return f"{value:,.0f}".replace(",", "\u202f")
     if style == "wide":
         size = abs(value)
-        if size >= 1e5 or 0 < size < 1e-2:
+        if size >= 1e6 or 0 < size < 1e-2:
             return f"{value:.1e}"
         return f"{value:,.0f}".replace(",", "\u202f") if size >= 100 else f"{value:.3g}"
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"

@@ -10,7 +10,12 @@ import numpy as np
 
 from rtrl_ext.study.records import COLUMNS
 
-KINDS = {"rule": "rule", "bptt-rho": "bptt-rho", "projected": "projected", "matched-noise": "matched-noise"}
+KINDS = {
+    "rule": "rule",
+    "bptt-rho": "bptt-rho",
+    "projected": "projected",
+    "matched-noise": "matched-noise",
+}
 VERSIONS = {"rtrl_ext": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"}
 
 
@@ -27,9 +32,18 @@ def write_study(
     diverge: tuple[tuple[str, str, int], ...] = (),
     leave_out: tuple[tuple[str, str, int], ...] = (),
 ) -> Path:
-    """Write a whole study; ``stop``, ``gap``, ``sharpness`` are by rule (end loss, added gap, factor of λ₁)."""
+    """Write a whole study; ``stop``, ``gap``, ``sharpness`` are by rule (end loss, added gap,
+    factor of λ₁).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"task": "seqmnist", "lr": 0.03, "l2": 1e-4, "leak": 0.5, "optimizer": "sgd", "momentum": 0.0}
+    config = {
+        "task": "seqmnist",
+        "lr": 0.03,
+        "l2": 1e-4,
+        "leak": 0.5,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+    }
     study = {
         "format": 1, "task": "seqmnist", "rules": list(rules), "arms": list(arms),
         "arm_settings": {a: {"kind": KINDS[a]} for a in arms}, "seeds": list(range(seeds)),
@@ -68,7 +82,11 @@ def write_run(
     for k in range(count if not diverged else count // 2):
         loss = math.exp(log_loss[k])
         progress = math.log(2.3) - log_loss[k]
-        row: dict[str, Any] = {"iteration": 20 * k, "train_loss": loss, "train_acc": max(0.1, 1 - 0.4 * loss)}
+        row: dict[str, Any] = {
+            "iteration": 20 * k,
+            "train_loss": loss,
+            "train_acc": max(0.1, 1 - 0.4 * loss),
+        }
         row.update(rho=rho, cosine=0.7, norm_ratio=0.4)
         if k % 5 == 0 or k == count - 1:
             test = loss + 0.06 * progress**2 + offset * min(1.0, progress / 0.65)

@@ -1,0 +1,88 @@
+"""Verdicts on studies with planted effects: how often they are right, and how often they mislead.
+
+The rates of more studies: ``python -m rtrl_ext.study.planted --studies 200``.
+"""
+
+import functools
+
+import pytest
+
+from rtrl_ext.study.claims import SUPPORTED, assess
+from rtrl_ext.study.planted import CASES, Plant, measure, planted_study
+from rtrl_ext.study.tables import final_value
+
+STUDIES, RESAMPLES = 30, 399
+BY_NAME = {case.name: case for case in CASES}
+
+
+@functools.cache
+def rates(name):
+    return measure(BY_NAME[name], STUDIES, resamples=RESAMPLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_verdicts_seldom_point_the_wrong_way(name):
+    found = rates(name)
+    print("\n".join(found.lines()))
+    wrong, planted = found.wrong.total(), found.planted.total()
+    false, empty = found.false.total(), found.empty.total()
+    assert planted + empty > 0
+    assert wrong <= 0.05 * planted
+    assert false <= 0.05 * empty
+    assert not empty or found.family_rate() <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("mean, d = 1.5", ["C1 mean"]),
+        ("variance, SD ratio 4", ["C1 variance"]),
+        ("mean and variance", ["C1 mean", "C1 variance"]),
+        ("rules undertrained, d = 1.5", ["C1 mean"]),
+        ("the opposite", ["C1 mean", "C1 variance", "C2 within rule", "C2 partial", "C3"]),
+        ("correlation and curvature", ["C2 within rule", "C2 partial", "C3"]),
+    ],
+)
+def test_planted_effects_are_decided_rightly(name, kinds):
+    for kind in kinds:
+        assert rates(name).planted[kind] >= STUDIES
+        assert rates(name).right_rate(kind) >= 0.8, kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith("Simpson")])
+def test_a_correlation_between_rules_alone_does_not_support_the_claim(name):
+    found = rates(name)
+    assert found.right_rate("C2 pooled") >= 0.8
+    assert found.right_rate("C2 within rule") >= 0.8
+    assert found.overall_rate("C2", SUPPORTED) == 0.0
+
+
+def raw_difference(plant):
+    runs = planted_study(plant, 0)
+    gap = {
+        rule: sum(final_value(r, "gap_loss") for r in runs if r.rule == rule) / plant.seeds
+        for rule in plant.rules
+    }
+    return gap["rule-a"] - gap["bptt"]
+
+
+def test_the_undertrained_cases_would_mislead_at_the_end_of_training():
+    """What the comparison at matched loss protects against is really there."""
+    assert raw_difference(BY_NAME["rules undertrained, d = 1.5"]) < -0.1  # planted: larger
+    assert raw_difference(BY_NAME["BPTT undertrained"]) > 0.1  # planted: equal
+
+
+def test_planted_runs_depend_on_their_seed_alone():
+    first, second, other = (planted_study(Plant("x", seeds=3), k) for k in (1, 1, 2))
+    losses = [[float(r.log["train_loss"][5]) for r in runs] for runs in (first, second, other)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_assessment_is_reproducible():
+    plant = Plant("x", seeds=6, d=2.0)
+    one, two = (assess(planted_study(plant, 3), plant.rules, resamples=99) for _ in range(2))
+    assert one.level == two.level
+    assert repr(one.claims) == repr(two.claims)
