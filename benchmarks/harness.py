@@ -4,12 +4,17 @@ All contestants of a problem are timed in round-robin within one process run, at
 count, next to an sgemm of the same round: a slow second of the machine hits all of them. A ratio
 is the median over rounds of (time / time of the reference in the same round); the ratio of the
 best times is kept beside it, since it is the steadier of the two on a busy machine.
+
+Other work on the machine is kept out where it can be. At one thread a sample's time is its wall
+time or its CPU time, whichever is less: what the process spends preempted is not counted. At more
+threads a sample during which the process was preempted is repeated, up to four times.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +26,7 @@ import torch
 from .problem import SGEMM_FLOPS, SGEMM_SIZE
 
 SGEMM = "sgemm"
+RETRIES = 4
 
 
 @dataclass
@@ -42,6 +48,20 @@ class Contestant:
     bound_on: str = "floor"
     threads: Sequence[int] | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    preempted: bool = False
+
+    def seconds(self, threads: int, inner: int) -> tuple[float, float, float]:
+        """(seconds that count, wall seconds, cpu seconds) of `inner` calls."""
+        wall, cpu = self.sample(threads, inner)
+        if threads == 1:
+            return min(wall, cpu), wall, cpu
+        best = wall, wall, cpu
+        for _ in range(RETRIES):
+            if self.remote is not None or not self.preempted:
+                break
+            wall, cpu = self.sample(threads, inner)
+            best = min(best, (wall, wall, cpu))
+        return best
 
     def sample(self, threads: int, inner: int) -> tuple[float, float]:
         """(wall, cpu) seconds of `inner` calls."""
@@ -52,10 +72,12 @@ class Contestant:
         enabled = gc.isenabled()
         gc.disable()
         try:
+            switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             c0, t0 = time.process_time(), time.perf_counter()
             for _ in range(inner):
                 call()
             t1, c1 = time.perf_counter(), time.process_time()
+            self.preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw > switches
         finally:
             if enabled:
                 gc.enable()
@@ -152,8 +174,8 @@ def measure(
                         continue
                     if timing.inner > 1:
                         c.sample(th, 1)
-                    wall, cpu = c.sample(th, timing.inner)
-                    timing.by_round[r] = wall / timing.inner
+                    seconds, wall, cpu = c.seconds(th, timing.inner)
+                    timing.by_round[r] = seconds / timing.inner
                     timing.wall += wall
                     timing.cpu += cpu
     finally:

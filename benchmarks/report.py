@@ -18,14 +18,16 @@ How to read them: all contestants of a table were timed in turn within one proce
 worker process of its own, driven in the same turns), next to a float32 matrix product of 2048 x
 2048 x 2048 by torch at the same number of threads. **Times floor** is a contestant's time
 divided by the time its matrix products alone would take at that rate: `2TB(2n(n+m)+n²)`
-multiply-adds (times 2) for BPTT, `2TB·2n(n+m)` for rules without a backward recurrent product,
+operations for BPTT, `2TB·2n(n+m)` for rules without a backward recurrent product,
 two BPTT gradients per direction for a Hessian product. Each figure is the median over rounds of
 the ratio within the round; in brackets the ratio of the best times, the steadier of the two on
 a busy machine. Inputs need no gradient. A step is forward and backward from a given gradient of
 the outputs, without readout, loss or optimizer. Every contestant's result was compared with
 ours before it was timed (relative difference below 1e-3). Before each table a 31 MiB block is
 allocated and freed, so that glibc's malloc keeps freed memory instead of paying page faults for
-it, for every contestant of the process alike.
+it, for every contestant of the process alike. At one thread a time is wall or CPU time,
+whichever is less (time spent preempted by other work is left out); at two threads it is wall
+time, and other work on the machine is in it.
 """
 
 
