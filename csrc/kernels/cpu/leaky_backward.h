@@ -15,7 +15,7 @@ struct BackwardStep {
 };
 
 template <class T, class Act, bool Voltage, Transport P, bool Plain>
-void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, BackwardStep at) {
+RX_FN void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, const BackwardStep& at) {
   using V = Vec<T>;
   const int64_t r = at.r, t = at.t;
   const T* gy = tile.at(p.gy, r, t);

@@ -6,7 +6,7 @@ namespace rx {
 namespace RX_NS {
 
 template <class T, class Act, bool Voltage, bool Unit>
-void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r, int64_t t) {
+RX_FN void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r, int64_t t) {
   using V = Vec<T>;
   const T* pre = tile.at(p.pre, r, t);
   const T* leak = tile.unit(p.leak, r);

@@ -7,7 +7,7 @@ namespace rx {
 namespace RX_NS {
 
 template <class T, class Act, bool Voltage>
-void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, int64_t r, int64_t t) {
+RX_FN void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, int64_t r, int64_t t) {
   using V = Vec<T>;
   const T* dpre = tile.at(p.dpre, r, t);
   const In<T>& value = Voltage || p.s.unit_leak ? p.y : p.aux;
@@ -78,7 +78,7 @@ void leaky_forward_jvp_run(const LeakyForwardJvp<T>& p, RowRange range, const T*
 }
 
 template <class T, class Act, bool Voltage>
-void leaky_backward_jvp_step(const LeakyBackwardJvp<T>& p, Tile<T>& tile, int64_t r, int64_t t, bool first) {
+RX_FN void leaky_backward_jvp_step(const LeakyBackwardJvp<T>& p, Tile<T>& tile, int64_t r, int64_t t, bool first) {
   using V = Vec<T>;
   using D = Dual<V>;
   const bool y_is_phi = Voltage || p.s.unit_leak;
