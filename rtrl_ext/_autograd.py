@@ -77,6 +77,9 @@ class Plain(Function):
         ctx: Any, gy: Tensor | None, gaux: Tensor | None, gs_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         y, aux, y0, s0, w, leak, *rest = ctx.saved_tensors
+        if torch.is_autocast_enabled(y.device.type):
+            with torch.autocast(y.device.type, enabled=False):
+                return Plain.backward(ctx, gy, gaux, gs_n)
         form, act, unit_leak = ctx.flags
         needs = ctx.needs_input_grad
         override = _state.backward_override()

@@ -37,7 +37,8 @@ def leaky_rnn(
 ) -> tuple[Tensor, Tensor]:
     """One layer of leaky units over whole sequences, differentiable under ``rule``.
 
-    Equations, forms and nonlinearities as in `rtrl_ext.LeakyRNN`. float32 or float64, all the same.
+    Equations, forms and nonlinearities as in `rtrl_ext.LeakyRNN`. float32 or float64, all the same;
+    ``torch.autocast`` changes nothing.
 
     x: inputs (T, B, m). h0: initial state (B, n), h or v; None means zeros.
     weight_ih (n, m), weight_hh (n, n), bias_ih (n,), bias_hh (n,): as in ``torch.nn.RNN``.
@@ -72,11 +73,12 @@ def leaky_rnn(
         _refuse_replicas(chosen, a.replicas)
     if _state.exact_enabled():
         chosen = BPTT()
-    return _layer.leaky_layer(
-        a.x, a.h0, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.leak,
-        drive=a.drive, mask=a.mask, lengths=a.lengths, form=a.form, nonlinearity=a.nonlinearity,
-        unit_leak=a.unit_leak, rule=chosen,
-    )  # fmt: skip
+    with torch.autocast(x.device.type, enabled=False):
+        return _layer.leaky_layer(
+            a.x, a.h0, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, a.leak,
+            drive=a.drive, mask=a.mask, lengths=a.lengths, form=a.form,
+            nonlinearity=a.nonlinearity, unit_leak=a.unit_leak, rule=chosen,
+        )  # fmt: skip
 
 
 def _refuse_replicas(rule: Rule, replicas: int | None) -> None:

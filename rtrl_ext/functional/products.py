@@ -54,7 +54,7 @@ def hvp(
         HV = hvp(loss, dict(model.named_parameters()), V)
     """
     at, directions = _check(params, V)
-    with exact_gradients():
+    with torch.no_grad(), exact_gradients():
 
         def product(v: Parameters) -> Parameters:
             return jvp(grad(loss_fn), (at,), (v,))[1]
@@ -97,7 +97,7 @@ def ggn_vp(
         output, criterion = result
         return output
 
-    with exact_gradients():
+    with torch.no_grad(), exact_gradients():
         output, pull, *_ = vjp(output_of, at)
 
         def product(v: Parameters) -> Parameters:

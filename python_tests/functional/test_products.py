@@ -1,0 +1,112 @@
+"""hvp and ggn_vp against dense matrices of the same model in plain PyTorch."""
+
+import pytest
+import torch
+from oracles import relative
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+from torch.nn.functional import cross_entropy
+
+import rtrl_ext as rx
+from rtrl_ext.functional import ggn_vp, hvp
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+class Model(nn.Module):
+    def __init__(self, rule, form="rate"):
+        super().__init__()
+        torch.manual_seed(0)
+        options = {"leak": 0.5, "learn_leak": True, "form": form, "rule": rule}
+        self.rnn = rx.LeakyRNN(2, 3, 2, **options)
+        feedback = "symmetric" if rule == "bptt" else "random"
+        self.out = rx.FeedbackLinear(3, 4, feedback=feedback, seed=1)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][-1])
+
+
+def plain(p, x, form):
+    """The same model as a loop."""
+    for layer in range(2):
+        w_ih, w_hh, b_ih, b_hh, k = (
+            p[f"rnn.{n}_l{layer}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "leak")
+        )
+        s, ys = torch.zeros(x.shape[1], 3), []
+        for t in range(len(x)):
+            u = (s if form == "rate" else torch.tanh(s)) @ w_hh.T + x[t] @ w_ih.T + b_ih + b_hh
+            s = (1 - k) * s + k * (torch.tanh(u) if form == "rate" else u)
+            ys.append(s if form == "rate" else torch.tanh(s))
+        x = torch.stack(ys)
+    return x[-1] @ p["out.weight"].T + p["out.bias"]
+
+
+def flat(d):
+    return torch.cat([t.reshape(-1) for t in d.values()])
+
+
+def dense(function, params):
+    """The matrix of second derivatives of a scalar, or the Jacobian, over all parameters."""
+    sizes = [p.numel() for p in params.values()]
+
+    def of(v):
+        parts = v.split(sizes)
+        return function(
+            {n: q.view(p.shape) for (n, p), q in zip(params.items(), parts, strict=True)}
+        )
+
+    return of, flat(params)
+
+
+@pytest.mark.parametrize("rule", ["bptt", "eprop"])
+@pytest.mark.parametrize("form", ["rate", "voltage"])
+def test_products_equal_dense_matrices(rule, form):
+    model = Model(rule, form)
+    x, target = torch.randn(5, 6, 2), torch.randint(4, (6,))
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    v = {name: torch.randn(3, *p.shape) for name, p in params.items()}
+    of, at = dense(lambda p: cross_entropy(plain(p, x, form), target), params)
+    h = hessian(of)(at)
+    found = hvp(lambda p: cross_entropy(functional_call(model, p, (x,)), target), params, v)
+    outputs, _ = dense(lambda p: plain(p, x, form), params)
+    j = jacrev(outputs)(at).reshape(24, -1)
+    h_out = hessian(lambda y: cross_entropy(y, target))(plain(params, x, form)).reshape(24, 24)
+    ggn = ggn_vp(
+        lambda p: (functional_call(model, p, (x,)), lambda y: cross_entropy(y, target)), params, v
+    )
+    for i in range(3):
+        direction = flat({name: t[i] for name, t in v.items()})
+        assert relative(flat({n: t[i] for n, t in found.items()}), h @ direction) < 1e-11
+        expected = j.T @ (h_out @ (j @ direction))
+        assert relative(flat({n: t[i] for n, t in ggn.items()}), expected) < 1e-11
+
+
+def test_results_have_the_names_and_shapes_of_the_directions():
+    model = Model("bptt")
+    x = torch.randn(3, 2, 2)
+    params = {"rnn.weight_hh_l0": model.rnn.weight_hh_l0}
+    v = {"rnn.weight_hh_l0": torch.randn(5, 3, 3)}
+    found = hvp(lambda p: functional_call(model, p, (x,)).square().sum(), params, v)
+    assert found["rnn.weight_hh_l0"].shape == (5, 3, 3)
+    assert not found["rnn.weight_hh_l0"].requires_grad
+    assert model.rnn.weight_hh_l0.grad is None
+
+
+def test_refusals():
+    p, v = {"a": torch.ones(3)}, {"a": torch.ones(2, 3)}
+    for call in (
+        lambda *a: hvp(lambda q: q["a"].square().sum(), *a),
+        lambda *a: ggn_vp(lambda q: (q["a"], torch.sum), *a),
+    ):
+        for params, directions, error, words in [
+            ([p["a"]], v, TypeError, "params is a list"),
+            (p, v["a"], TypeError, "V is a Tensor"),
+            (p, {"b": v["a"]}, ValueError, r"V has the names \['b'\]"),
+            (p, {"a": torch.ones(3)}, ValueError, r"V\['a'\] has shape \(3,\)"),
+            (p, {"a": torch.ones(0, 3)}, ValueError, "k = 0"),
+            (p, {"a": torch.ones(2, 3).float()}, TypeError, "dtype torch.float32"),
+        ]:
+            with pytest.raises(error, match=words):
+                call(params, directions)
+    with pytest.raises(TypeError, match="loss_fn returned a Tensor"):
+        ggn_vp(lambda q: q["a"].sum(), p, v)

@@ -1,0 +1,116 @@
+"""FeedbackLinear: forward of Linear, backward through other weights, and how to undo it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import rtrl_ext as rx
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def run(layer, x, g):
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], g)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 4, 3)])
+def test_only_the_input_gradient_differs_from_linear(bias, shape):
+    feedback = torch.randn(2, 3)
+    layer = rx.FeedbackLinear(3, 2, bias, feedback=feedback)
+    plain = nn.Linear(3, 2, bias)
+    with torch.no_grad():
+        for p, q in zip(plain.parameters(), layer.parameters(), strict=True):
+            p.copy_(q)
+    x, g = torch.randn(shape), torch.randn(*shape[:-1], 2)
+    ours, theirs = run(layer, x, g), run(plain, x, g)
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if i == 1:
+            assert torch.allclose(a, g @ feedback) and not torch.allclose(a, b)
+        else:
+            assert torch.allclose(a, b, rtol=1e-13)
+    feedback.zero_()
+    assert layer.feedback.abs().sum() > 0
+
+
+def test_symmetric_is_linear():
+    torch.manual_seed(0)
+    layer = rx.FeedbackLinear(3, 2)
+    torch.manual_seed(0)
+    plain = nn.Linear(3, 2)
+    x, g = torch.randn(4, 3), torch.randn(4, 2)
+    for a, b in zip(run(layer, x, g), run(plain, x, g), strict=True):
+        assert torch.equal(a, b)
+    plain.load_state_dict(layer.state_dict())
+
+
+def test_random_feedback_is_seeded_fixed_and_saved():
+    a, b = (rx.FeedbackLinear(30, 20, feedback="random", seed=5) for _ in range(2))
+    assert torch.equal(a.feedback, b.feedback) and not torch.equal(a.weight, b.weight)
+    assert a.feedback.abs().max() <= 30**-0.5 < 1.1 * a.feedback.abs().max()
+    c = rx.FeedbackLinear(30, 20, feedback="random")
+    assert not torch.equal(a.feedback, c.feedback)
+    c.load_state_dict(a.state_dict())
+    assert torch.equal(a.feedback, c.feedback)
+    before = a.feedback.clone()
+    a.reset_parameters()
+    assert torch.equal(a.feedback, before)
+    assert torch.equal(copy.deepcopy(a).feedback, before)
+
+
+def test_exact_gradients_undo_it():
+    layer = rx.FeedbackLinear(3, 2, feedback="random", seed=1)
+    x, g = torch.randn(4, 3, requires_grad=True), torch.randn(4, 2)
+    with rx.exact_gradients():
+        y = layer(x)
+    assert torch.allclose(torch.autograd.grad(y, x, g)[0], g @ layer.weight)
+
+
+def test_second_derivatives_are_refused():
+    layer = rx.FeedbackLinear(3, 2, feedback="random", seed=1)
+    first = nn.Linear(3, 3)
+    x = torch.randn(4, 3)
+    (g,) = torch.autograd.grad(
+        layer(torch.tanh(first(x))).square().sum(), first.weight, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="exact_gradients"):
+        g.sum().backward()
+
+    def loss(x):
+        return layer(torch.tanh(x)).square().sum()
+
+    with pytest.raises(RuntimeError, match="exact_gradients"):
+        torch.func.jvp(torch.func.grad(loss), (x,), (x,))
+    with rx.exact_gradients():
+        hvp = torch.func.jvp(torch.func.grad(loss), (x,), (x,))[1]
+    assert hvp.isfinite().all()
+
+
+def test_transforms():
+    layer = rx.FeedbackLinear(3, 2, feedback="random", seed=1)
+    x, v = torch.randn(4, 3), torch.randn(4, 3)
+    tangent = torch.func.jvp(layer, (x,), (v,))[1]
+    assert torch.allclose(tangent, v @ layer.weight.T)
+    each = torch.func.vmap(torch.func.grad(lambda x: layer(x).sum()))(x)
+    assert torch.allclose(each, torch.ones(4, 2) @ layer.feedback)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"feedback": "fixed"}, ValueError, "feedback is 'fixed'"),
+        ({"feedback": 3}, TypeError, "feedback is a int"),
+        ({"feedback": torch.ones(3, 2)}, ValueError, r"feedback has shape \(3, 2\); .* \(2, 3\)"),
+        ({"feedback": torch.ones(2, 3).long()}, TypeError, "feedback has dtype torch.int64"),
+        ({"feedback": "random", "seed": "a"}, TypeError, "seed is a str"),
+        ({"in_features": 0}, ValueError, "in_features is 0"),
+        ({"out_features": None}, TypeError, "out_features is a NoneType"),
+    ],
+)
+def test_refusals(options, error, words):
+    with pytest.raises(error, match=words):
+        rx.FeedbackLinear(**{"in_features": 3, "out_features": 2, **options})
