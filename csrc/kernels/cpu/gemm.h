@@ -41,23 +41,19 @@ void pack(const T* b, int64_t row, int64_t col, int64_t k, int64_t n, T* out) {
   }
 }
 
-// Few rows leave too few accumulators to cover the latency of a multiply-add: then the sum over k is split into independent
-// ones.
+// Each number of C is one sum over k in order, whatever the height of its block: a row's result doesn't depend on the rows it
+// shares a tile with, nor on the number of threads.
 template <class T, int Rows, int Vecs>
 inline void gemm_tile(const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc) {
   using V = Vec<T>;
   constexpr int v = lanes<V>();
-  constexpr int Split = Rows * Vecs >= 8 ? 1 : Rows * Vecs >= 4 ? 2 : 4;
-  V acc[Split][Rows][Vecs];
-#pragma GCC unroll 4
-  for (int s = 0; s < Split; ++s) {
+  V acc[Rows][Vecs];
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
+  for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-      for (int j = 0; j < Vecs; ++j) acc[s][r][j] = V{};
-    }
+    for (int j = 0; j < Vecs; ++j) acc[r][j] = V{};
   }
-  auto add = [&](int64_t i, V(&sum)[Rows][Vecs]) __attribute__((always_inline)) {
+  for (int64_t i = 0; i < k; ++i) {
     V b[Vecs];
 #pragma GCC unroll 2
     for (int j = 0; j < Vecs; ++j) b[j] = load<V>(panel + (i * Vecs + j) * v);
@@ -65,24 +61,13 @@ inline void gemm_tile(const T* a, int64_t lda, const T* panel, int64_t k, T* c, 
     for (int r = 0; r < Rows; ++r) {
       const V x = splat<V>(a[r * lda + i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < Vecs; ++j) sum[r][j] += x * b[j];
+      for (int j = 0; j < Vecs; ++j) acc[r][j] += x * b[j];
     }
-  };
-  int64_t i = 0;
-  for (; i + Split <= k; i += Split) {
-#pragma GCC unroll 4
-    for (int s = 0; s < Split; ++s) add(i + s, acc[s]);
   }
-  for (; i < k; ++i) add(i, acc[0]);
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < Vecs; ++j) {
-      V sum = acc[0][r][j];
-#pragma GCC unroll 4
-      for (int s = 1; s < Split; ++s) sum += acc[s][r][j];
-      store<V>(c + r * ldc + j * v, sum);
-    }
+    for (int j = 0; j < Vecs; ++j) store<V>(c + r * ldc + j * v, acc[r][j]);
   }
 }
 
