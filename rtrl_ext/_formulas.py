@@ -159,9 +159,9 @@ def gradients(
         rule, transport, modulator = overridden(policy_of, s.w, s.leak, s.y)
     want_lam = needs[4] and s.form == RATE
     if isinstance(rule, Written):
-        if gaux is not None:
+        if gaux is not None and not plain:
             raise RuntimeError(SECOND_ORDER)
-        delta, gy0, gs0, lam = _written(rule, s, gy, gs_n, want_lam)
+        delta, gy0, gs0, lam = _written(rule, s, gy, gs_n, want_lam, plain)
     else:
         if modulator is not None:
             gy, gs_n = modulated(modulator, gy, gs_n, s.form, s.lengths)
@@ -181,15 +181,16 @@ def gradients(
 
 
 def _written(
-    rule: Written, s: Saved, gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
+    rule: Written, s: Saved, gy: Tensor | None, gs_n: Tensor | None, want_lam: bool, plain: bool
 ) -> tuple[Tensor, ...]:
-    """The adjoints of a rule written in Python, guarded against a second derivative."""
+    """The adjoints of a rule written in Python; a second derivative is refused (unless plain)."""
     from ._history import LeakyHistory
 
     history = LeakyHistory(
         s.y, s.aux, s.y0, s.s0, s.w, s.leak, s.lengths, s.form, s.act, s.unit_leak
     )
-    return Refuse.apply(SECOND_ORDER, *rule.adjoint(history, gy, gs_n, want_lam))
+    adjoints = rule.adjoint(history, gy, gs_n, want_lam)
+    return adjoints if plain else Refuse.apply(SECOND_ORDER, *adjoints)
 
 
 def with_lead(x: Tensor | None, dims: int) -> Tensor | None:

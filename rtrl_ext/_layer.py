@@ -81,9 +81,9 @@ def leaky_layer(
                 unit_leak=unit_leak,
             )  # fmt: skip
     dtype = x.dtype
-    if weight_ih.dim() == 2 and leak.dim() == 1 and _fused.available(
-        x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0
-    ):  # fmt: skip
+    ranks = ((weight_ih, 2), (weight_hh, 2), (bias_ih, 1), (bias_hh, 1), (leak, 1), (drive, 3))
+    single = all(t is None or t.dim() == rank for t, rank in (*ranks, (h0, 2)))
+    if single and _fused.available(x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0):
         w = masked(weight_hh, mask)
         y0 = h0
         if form != "rate" and (h0 is not None or nonlinearity == "softplus"):
@@ -104,9 +104,9 @@ def leaky_layer(
         tensors = tuple(t.to(torch.float32) for t in tensors)  # type: ignore[assignment]
     pre, h0, w, leak = tensors
     y0 = initial_output(h0, form, nonlinearity)
-    ranks = ((pre, 4), (y0, 3), (h0, 3), (w, 3), (leak, 2))
-    if any(t.dim() == rank for t, rank in ranks):
-        pre, y0, h0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in ranks)
+    full = ((pre, 4), (y0, 3), (h0, 3), (w, 3), (leak, 2))
+    if any(t.dim() == rank for t, rank in full):
+        pre, y0, h0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in full)
     y, h_n = _dispatch.leaky_core(
         pre, y0, h0, w, leak,
         lengths=lengths, form=form, nonlinearity=nonlinearity, unit_leak=unit_leak,

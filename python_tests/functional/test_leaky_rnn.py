@@ -161,6 +161,27 @@ def test_replicas_equal_single_networks(form, shared, ragged):
             assert relative(by_grad[name], total[name]) < 1e-12, name
 
 
+@pytest.mark.parametrize("name", problem()[0])
+@pytest.mark.parametrize("rule", [BPTT(), MDGL(cell_specific=True)], ids=repr)
+def test_one_argument_alone_may_have_replicas(name, rule):
+    tensors, options = problem()
+    tensors[name] = torch.stack([tensors[name], 0.7 * tensors[name]])
+    y, h_n = leaky_rnn(**tensors, **options, rule=rule)
+    gy, gh = torch.randn_like(y), torch.randn_like(h_n)
+    found = by_autograd(tensors, options, gy, gh, rule)
+    total = {n: torch.zeros_like(t) for n, t in tensors.items()}
+    for r in range(2):
+        one = {n: t[r] if n == name else t for n, t in tensors.items()}
+        assert torch.allclose(y[r], leaky_rnn(**one, **options)[0], rtol=1e-12)
+        for n, value in by_autograd(one, options, gy[r], gh[r], rule).items():
+            if n == name:
+                total[n][r] = value
+            else:
+                total[n] += value
+    for n in tensors:
+        assert relative(found[n], total[n]) < 1e-12, n
+
+
 def test_exact_gradients():
     tensors, options = problem()
     leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}

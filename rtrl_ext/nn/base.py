@@ -190,7 +190,7 @@ class RecurrentBase(nn.Module):
             h0 = None if args.h0 is None else args.h0[layer]
             y, h_n = self._run_layer(layer, y, h0, args.drive[layer], args.lengths, rule, seed)
             finals.append(h_n)
-        return y, torch.stack(finals)
+        return y, finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

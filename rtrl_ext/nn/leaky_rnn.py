@@ -84,6 +84,7 @@ class LeakyRNN(RecurrentBase):
         self.noise_std = float(noise_std)
         # exact in float64, so that a change of dtype loses nothing
         self._leak_source = check_leak(leak, hidden_size)
+        self._all_one = bool((self._leak_source == 1).all())
         value = self._leak_source.to(self.all_weights[0][0])
         self.register_buffer("leak", None if learn_leak else value, persistent=False)
         if learn_leak:
@@ -118,10 +119,10 @@ class LeakyRNN(RecurrentBase):
         leak = self.leak
         if leak is None or self.form != "rate":
             return False
+        if torch.compiler.is_compiling():
+            return self._all_one
         if leak.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(leak):
             return False
-        if torch.compiler.is_compiling():
-            return bool((self._leak_source == 1).all())
         known = self._unit_leak_of
         if known is None or known[:2] != (id(leak), leak._version):
             self._unit_leak_of = known = (id(leak), leak._version, bool((leak == 1).all()))
@@ -149,8 +150,10 @@ class LeakyRNN(RecurrentBase):
         if seed is not None:
             noise = self._noise(x, leak, layer, seed)
             drive = noise if drive is None else drive + noise
-        w_ih, w_hh, *biases = (getattr(self, n).to(x.dtype) for n in self._all_weights[layer])
-        b_ih, b_hh = biases if biases else (None, None)
+        weights: list[Any] = [getattr(self, name) for name in self._all_weights[layer]]
+        if x.dtype != weights[0].dtype:
+            weights = [w.to(x.dtype) for w in weights]
+        w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
         return leaky_layer(
             x, h0, w_ih, w_hh, b_ih, b_hh, leak,
             drive=drive, mask=self.mask, lengths=lengths, form=self.form,

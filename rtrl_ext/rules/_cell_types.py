@@ -39,17 +39,25 @@ def check_size(rule: str, cell_types: Tensor | None, hidden_size: int) -> None:
         )
 
 
-def hop_weights(w: Tensor, cell_types: Tensor | None) -> Tensor:
+def membership(cell_types: Tensor | None) -> Tensor | None:
+    """(n, number of types) float64, 1 where a unit is of a type; None without types."""
+    if cell_types is None:
+        return None
+    _, index = torch.unique(cell_types, return_inverse=True)
+    return torch.nn.functional.one_hot(index).to(torch.float64)
+
+
+def hop_weights(w: Tensor, member: Tensor | None) -> Tensor:
     """The weights through which a hop rule sends its modulators, ((R,) n, n) like ``w``.
 
-    Without types ``w`` itself. With types each non-zero ``w[j, p]`` is replaced by the mean of the
-    non-zero entries of its block (post type of j, pre type of p); zeros stay zero.
+    ``member`` is `membership`. Without types ``w`` itself. With types each non-zero ``w[j, p]``
+    is replaced by the mean of the non-zero entries of its block (post type of j, pre type of
+    p); zeros stay zero.
     """
     w = w.detach()
-    if cell_types is None:
+    if member is None:
         return w
-    unique, index = torch.unique(cell_types.to(w.device), return_inverse=True)
-    member = torch.nn.functional.one_hot(index, unique.numel()).to(w.dtype)
+    member = member.to(w)
     connected = (w != 0).to(w.dtype)
     total = member.T @ w @ member
     count = member.T @ connected @ member

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ._cell_types import check_cell_types, check_size, hop_weights
+from ._cell_types import check_cell_types, check_size, hop_weights, membership
 from .base import HOP, Rule, register
 
 
@@ -26,6 +26,7 @@ class MDGL(Rule):
     cell_types: Tensor | None = None
     cell_specific: bool = False
 
+    _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "mdgl"
     cost: ClassVar[str] = "as bptt"
     source: ClassVar[str] = "Liu et al. 2021"
@@ -33,11 +34,12 @@ class MDGL(Rule):
     def __post_init__(self) -> None:
         types = check_cell_types("mdgl", self.cell_types, self.cell_specific)
         object.__setattr__(self, "cell_types", types)
+        object.__setattr__(self, "_member", membership(types))
 
     def check(self, cell: str, hidden_size: int) -> None:
         super().check(cell, hidden_size)
         check_size(self.name, self.cell_types, hidden_size)
 
     def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
-        hop = leak.detach().unsqueeze(-1) * hop_weights(w, self.cell_types)
+        hop = leak.detach().unsqueeze(-1) * hop_weights(w, self._member)
         return {"policy": HOP, "transport": hop, "mu": 0.0}

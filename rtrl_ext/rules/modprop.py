@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._history import times
-from ._cell_types import check_cell_types, check_size, hop_weights
+from ._cell_types import check_cell_types, check_size, hop_weights, membership
 from .base import HOP, LOCAL, STATE, Rule, check_count, check_number, register
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ModProp(Rule):
     cell_specific: bool = False
     form: str = "paper"
 
+    _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "modprop"
     cost: ClassVar[str] = "as bptt (with taps: + 2 B n² per lag)"
     source: ClassVar[str] = "Liu et al. 2022"
@@ -52,6 +53,7 @@ class ModProp(Rule):
                 raise ValueError(f"modprop: taps is {self.taps}; expected None with form='code'")
         types = check_cell_types("modprop", self.cell_types, self.cell_specific)
         object.__setattr__(self, "cell_types", types)
+        object.__setattr__(self, "_member", membership(types))
 
     @property
     def native(self) -> bool:
@@ -62,7 +64,7 @@ class ModProp(Rule):
         check_size(self.name, self.cell_types, hidden_size)
 
     def _hop(self, w: Tensor, leak: Tensor) -> Tensor:
-        return leak.detach().unsqueeze(-1) * hop_weights(w, self.cell_types)
+        return leak.detach().unsqueeze(-1) * hop_weights(w, self._member)
 
     def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
         if not self.native:
