@@ -190,7 +190,7 @@ def judge(claims: Sequence[Claim]) -> tuple[list[Claim], dict[str, tuple[str, st
 def _verdict(claim: Claim, p_holm: float) -> tuple[str, str]:
     e = claim.estimate
     if e.n == 0:
-        return UNDECIDED, "nothing to compare"
+        return UNDECIDED, "no runs to compare"
     if not claim.testable:
         return UNDECIDED, f"fewer than {ENOUGH} seeds a rule: no verdict on variance"
     if not (math.isfinite(p_holm) and math.isfinite(e.low) and math.isfinite(e.high)):

@@ -8,6 +8,7 @@ import numpy as np
 
 from .claims import Assessment
 from .load import REFERENCE, Array, RecordedStudy, Run
+from .matched import extended_log
 from .plotting import (
     REFERENCE_COLOUR,
     Drawn,
@@ -49,7 +50,6 @@ def curvature_figure(study: RecordedStudy) -> Drawn | None:
             limits |= _limits(ax, study, rule, runs or reference)
             ax.set_xscale("symlog", linthresh=20, linscale=0.3)
             ax.set_yscale("log")
-            ax.set_xlim(left=0)
             if row == 0:
                 ax.set_title(rule_label(rule))
             if row == len(shown) - 1:
@@ -57,11 +57,13 @@ def curvature_figure(study: RecordedStudy) -> Drawn | None:
             if column == 0:
                 ax.set_ylabel(LAMBDAS[key])
         legend(axes[-1][column], loc="lower right")
-    for ax in axes[-1]:
-        last = max((float(r.final.get("iteration", 0) or 0) for r in study.runs), default=0)
-        ticks = [t for t in (0, 20, 100, 500, 2000, 10000) if t <= max(last, 20) * 1.1]
+    last = max(float(x[-1]) for key in shown for run in study.runs for x, _ in _series([run], key))
+    ticks = [t for t in (0, 20, 100, 500, 2000, 10000) if t <= max(last, 20)]
+    for ax in axes.flat:
+        plain_log_ticks(ax.yaxis)
+        ax.xaxis.minorticks_off()
+        ax.set_xlim(0, 1.08 * max(last, 20))
         ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.minorticks_off()
     lines = (
         " Dashed lines: the stability limits 2/η of BPTT (grey) and 2/(ηρ) of the rule (coloured; "
         "ρ is its mean over the runs' logs). They concern the Hessian over all parameters."
@@ -77,17 +79,21 @@ def curvature_figure(study: RecordedStudy) -> Drawn | None:
 
 
 def _measured(run: Run, key: str) -> bool:
-    return bool(np.any(run.log.get(key, np.empty(0)) > 0))
+    return bool(_series([run], key))
 
 
 def _series(runs: Sequence[Run], key: str) -> list[tuple[Array, Array]]:
-    """Iterations and values of a column that is drawn on a logarithmic axis, per run."""
+    """Iterations and values of a column that is drawn on a logarithmic axis, per run.
+
+    The log's last row is completed by the final measures.
+    """
     found = []
     for run in runs:
-        values = run.log.get(key, np.empty(0))
+        columns = extended_log(run)
+        values = columns.get(key, np.empty(0))
         use = np.flatnonzero(values > 0)
         if len(use):
-            found.append((run.log["iteration"][use], values[use]))
+            found.append((columns["iteration"][use], values[use]))
     return found
 
 
