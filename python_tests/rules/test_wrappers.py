@@ -75,6 +75,18 @@ def test_rho_is_smoothed(case):
     close(run(other), rho2 * exact2)
 
 
+def test_running_rho_is_refused_under_transforms(case):
+    net, args, *_ = case
+    net.rule = Scaled(BPTT(), "rho", EProp())
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(p):
+        return torch.func.functional_call(net, p, (args[0],))[0].square().sum()
+
+    with pytest.raises(RuntimeError, match="keeps a running value"):
+        torch.func.grad(loss)(parameters)
+
+
 def test_projected(case):
     net, args, exact, own, rho = case
     close(vectors(net, args, Projected(EProp()))[0], rho * exact)

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -237,6 +236,3 @@ def check_count(rule: str, name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"{rule}: {name} is {value}; expected at least 1")
     return value
-
-
-StepFactor = Callable[[int], float]

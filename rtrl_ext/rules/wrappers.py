@@ -142,9 +142,13 @@ class Scaled(Wrapper):
         factor: Any = self.factor
         if factor == "rho":
             now = projection(references[1] if len(references) > 1 else own, references[0])
+            if torch._C._functorch.is_functorch_wrapped_tensor(now):
+                raise RuntimeError(
+                    f"{self!r} keeps a running value, which torch.func transforms don't allow"
+                )
             before = state.get("rho")
             factor = now if before is None else SMOOTHING * before + (1 - SMOOTHING) * now
-            state["rho"] = factor
+            state["rho"] = factor.detach()
         elif callable(factor):
             step = state.get("step", 0)
             factor = float(factor(step))
