@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import LEVELS
 from .load import Array, Run
@@ -65,24 +66,37 @@ def interpolate(
 
     With ``log`` the interpolation is in ``log(values)`` where both neighbours are positive.
     """
-    if at.reached != CROSSED:
-        return math.nan
     measured = np.flatnonzero(np.isfinite(values))
+    return _value(values, _bracket(measured, loss, iteration, level, at), log)
+
+
+def _bracket(
+    measured: NDArray[np.intp], loss: Array, iteration: Array, level: float, at: Crossing
+) -> tuple[int, int, float] | None:
+    """The measured rows around a crossing, and where between them the level is reached."""
+    if at.reached != CROSSED:
+        return None
     after = int(np.searchsorted(measured, at.index))
     if after == 0 or after == len(measured):
-        return math.nan
+        return None
     a, b = int(measured[after - 1]), int(measured[after])
-    near = min(abs(math.log(max(loss[k], 1e-300) / level)) for k in (a, b))
-    if near > math.log(REACH):
+    high, low = float(loss[a]), float(loss[b])
+    if min(abs(math.log(max(x, 1e-300) / level)) for x in (high, low)) > math.log(REACH):
+        return None
+    if high > level >= low:
+        return a, b, _share(high, low, level)
+    # the loss came back above the level before the next measurement
+    return a, b, float((at.iteration - iteration[a]) / (iteration[b] - iteration[a]))
+
+
+def _value(values: Array, bracket: tuple[int, int, float] | None, log: bool) -> float:
+    if bracket is None:
         return math.nan
-    if loss[a] > level >= loss[b]:
-        share = _share(loss[a], loss[b], level)
-    else:  # the loss came back above the level before the next measurement
-        share = (at.iteration - iteration[a]) / (iteration[b] - iteration[a])
+    a, b, share = bracket
     u, v = float(values[a]), float(values[b])
     if log and u > 0 and v > 0:
-        return float(math.exp((1 - share) * math.log(u) + share * math.log(v)))
-    return float((1 - share) * u + share * v)
+        return math.exp((1 - share) * math.log(u) + share * math.log(v))
+    return (1 - share) * u + share * v
 
 
 def _share(before: float, after: float, level: float) -> float:
@@ -131,6 +145,10 @@ def matched_rows(run: Run, levels: Sequence[float] = LEVELS) -> list[dict[str, A
     loss, iteration = columns.get("train_loss", empty), columns.get("iteration", empty)
     if len(loss):
         columns = with_gaps(columns)
+    # measures taken together share their neighbours of a crossing
+    measured = {name: np.flatnonzero(np.isfinite(columns.get(name, empty))) for name in VALUES}
+    pattern = {name: at_rows.tobytes() for name, at_rows in measured.items()}
+    groups = {pattern[name]: measured[name] for name in VALUES}
     rows = []
     for level in levels:
         at = crossing(loss, iteration, level)
@@ -138,9 +156,10 @@ def matched_rows(run: Run, levels: Sequence[float] = LEVELS) -> list[dict[str, A
             "run_id": run.run_id, "arm": run.arm, "rule": run.rule, "seed": run.seed,
             "status": run.status, "level": level, "reached": at.reached, "iteration": at.iteration,
         }  # fmt: skip
+        around = {k: _bracket(m, loss, iteration, level, at) for k, m in groups.items()}
         for name in VALUES:
             values = columns.get(name, empty)
-            row[name] = interpolate(values, loss, iteration, level, at, log=name in LOGARITHMIC)
+            row[name] = _value(values, around[pattern[name]], name in LOGARITHMIC)
         row["eta_rho_lambda_half"] = run.lr * row["rho"] * row["lambda1_full"] / 2
         rows.append(row)
     return rows
