@@ -54,8 +54,8 @@ struct LeakyBackward {
   In<T> y, aux;    // (L|1, T, B, n)
   In<T> w;         // (L|1, n, n) transport matrix; null for Local
   In<T> leak;      // (L|1, n)
-  T* delta;        // (L, T, B, n), or with delta_from_begin (end - begin, B, n): the steps of this call alone, L = 1
-  bool delta_from_begin;
+  T* delta;        // (L, T, B, n), or with `part` (L, end - begin, B, n): the steps of this call alone
+  bool part;
   T* gy0;   // (L, B, n) or null, written by the call that covers step 0
   T* gs0;   // (L, B, n) or null
   T* lam;   // (L, T, B, n) or null
@@ -68,8 +68,9 @@ struct LeakyForwardJvp {
   In<T> dpre;      // (L|1, T, B, n), includes y_{t-1} dW^T
   In<T> dy0, ds0;  // (L|1, B, n)
   In<T> dleak;     // (L|1, n) or null
+  In<T> dbias;     // (L|1, n) or null, added to dpre
   In<T> y, aux;    // (L|1, T, B, n)
-  In<T> s0;        // (L|1, B, n)
+  In<T> s0;        // (L|1, B, n) or null: zeros
   In<T> w;         // (L|1, n, n)
   In<T> leak;      // (L|1, n)
   T* dy;           // (L, T, B, n)
@@ -81,6 +82,7 @@ struct LeakyForwardJvp {
 template <class T>
 struct LeakyBackwardJvp {
   LeakyShape s;
+  bool part;         // dgy and ddelta are (L, end - begin, B, n), the steps of this call alone, and may be the same array
   In<T> dgy;         // (L|1, T, B, n), includes delta_{t+1} dW
   In<T> dgs_n;       // (L|1, B, n) or null
   In<T> dleak;       // (L|1, n) or null

@@ -24,7 +24,7 @@ RX_FN void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, const B
   const T* phi_row = Voltage || p.s.unit_leak ? tile.at(p.y, r, t) : tile.at(p.aux, r, t);
   const T* leak = tile.unit(p.leak, r);
   const T* w = P == Transport::Diagonal ? p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n : nullptr;
-  T* delta_row = tile.at(p.delta, r, p.delta_from_begin ? t - p.s.begin : t);
+  T* delta_row = tile.at_part(p.delta, r, t, !p.part);
   T* bias = p.bias ? p.bias + at.tile * tile.n : nullptr;
   T* lam_row = Plain ? nullptr : tile.at(p.lam, r, t);
   T* carry = tile.carry + r * tile.ld;
@@ -114,7 +114,6 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
   constexpr bool multiplies = P == Transport::Full || P == Transport::Hop || P == Transport::State;
   const bool plain = p.gy.p && !p.gaux.p && !p.lam && p.decay == 0;
   for (int64_t t = p.s.end - 1; t >= p.s.begin; --t) {
-    const int64_t delta_t = p.delta_from_begin ? t - p.s.begin : t;
     bool any = false;  // some row takes in what is carried
     bool cut[kMaxRows];
     for (int64_t r = 0; r < tile.rows; ++r) {
@@ -123,11 +122,11 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
     }
     tile.prefetch(p.gy, t);
     tile.prefetch(p.s.form == Form::Voltage || p.s.unit_leak ? p.y : p.aux, t);
-    tile.prefetch(p.delta, delta_t);
+    tile.prefetch(p.delta, t, !p.part);
     if (multiplies && any) tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {
-        zero_row(tile.at(p.delta, r, delta_t), tile.n);
+        zero_row(tile.at_part(p.delta, r, t, !p.part), tile.n);
         zero_row(tile.at(p.lam, r, t), tile.n);
         continue;
       }

@@ -15,6 +15,7 @@ RX_FN void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, in
   const T* phi_row = tile.at(value, r, t);
   const T* leak = tile.unit(p.leak, r);
   const T* dleak = tile.unit(p.dleak, r);
+  const T* dbias = tile.unit(p.dbias, r);
   const T* before = t > 0 ? tile.at(states, r, t - 1) : tile.batch(p.s0, r);
   const T* now = tile.at(states, r, t);
   T* dy = tile.at(p.dy, r, t);
@@ -27,21 +28,23 @@ RX_FN void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, in
     constexpr bool F = decltype(full)::value;
     const V k = read<F, V>(leak + j, count);
     const V phi = read<F, V>(phi_row + j, count);
-    const V du = read<F, V>(dpre + j, count) + load<V>(product + j);
+    V du = read<F, V>(dpre + j, count) + load<V>(product + j);
+    if (dbias) du += read<F, V>(dbias + j, count);
     const V previous = load<V>(state + j);
     V s, out, aux;
     if constexpr (Voltage) {
       s = leaky_mix(previous, du, k);
       if (dleak) {
-        const V drive = (read<F, V>(now + j, count) - read<F, V>(before + j, count)) / positive(k);
-        s += read<F, V>(dleak + j, count) * drive;
+        V drive = read<F, V>(now + j, count);
+        if (before) drive = drive - read<F, V>(before + j, count);
+        s += read<F, V>(dleak + j, count) * (drive / positive(k));
       }
       out = Act::slope(phi) * s;
       aux = s;
     } else {
       aux = Act::slope(phi) * du;
       s = leaky_mix(previous, aux, k);
-      if (dleak) s += read<F, V>(dleak + j, count) * (phi - read<F, V>(before + j, count));
+      if (dleak) s += read<F, V>(dleak + j, count) * (before ? phi - read<F, V>(before + j, count) : phi);
       out = s;
     }
     store<V>(state + j, s);
@@ -55,9 +58,11 @@ RX_FN void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, in
 template <class T, class Act, bool Voltage>
 void leaky_forward_jvp_run(const LeakyForwardJvp<T>& p, RowRange range, const T* packed, T* scratch) {
   Tile<T> tile(p.s, range, scratch);
-  tile.copy_in(tile.carry, p.dy0);
-  tile.copy_in(tile.state, p.ds0);
-  for (int64_t t = 0; t < p.s.T; ++t) {
+  if (!p.s.resume) {
+    tile.copy_in(tile.carry, p.dy0);
+    tile.copy_in(tile.state, p.ds0);
+  }
+  for (int64_t t = p.s.begin; t < p.s.end; ++t) {
     tile.prefetch(p.dpre, t);
     tile.prefetch(p.dy, t);
     tile.multiply(packed);
@@ -82,7 +87,7 @@ RX_FN void leaky_backward_jvp_step(const LeakyBackwardJvp<T>& p, Tile<T>& tile, 
   using V = Vec<T>;
   using D = Dual<V>;
   const bool y_is_phi = Voltage || p.s.unit_leak;
-  const T* dgy = tile.at(p.dgy, r, t);
+  const T* dgy = tile.at_part(p.dgy, r, t, !p.part);
   const T* dgs_n = first ? tile.batch(p.dgs_n, r) : nullptr;
   const T* phi_row = tile.at(y_is_phi ? p.y : p.aux, r, t);
   const T* dphi_row = tile.at(y_is_phi ? p.dy : p.daux, r, t);
@@ -92,7 +97,7 @@ RX_FN void leaky_backward_jvp_step(const LeakyBackwardJvp<T>& p, Tile<T>& tile, 
   const T* leak = tile.unit(p.leak, r);
   const T* dleak = tile.unit(p.dleak, r);
   const T* delta_row = Voltage && dleak ? tile.at(p.delta, r, t) : nullptr;
-  T* ddelta = tile.at(p.ddelta, r, t);
+  T* ddelta = tile.at_part(p.ddelta, r, t, !p.part);
   T* dlam_row = tile.at(p.dlam, r, t);
   T* carry = tile.carry + r * tile.ld;
   T* state = tile.state + r * tile.ld;
@@ -137,20 +142,21 @@ template <class T, class Act, bool Voltage>
 void leaky_backward_jvp_run(const LeakyBackwardJvp<T>& p, RowRange range, const T* packed, T* scratch) {
   using V = Vec<T>;
   Tile<T> tile(p.s, range, scratch);
-  for (int64_t t = p.s.T - 1; t >= 0; --t) {
-    tile.prefetch(p.dgy, t);
+  for (int64_t t = p.s.end - 1; t >= p.s.begin; --t) {
+    if (!p.part) tile.prefetch(p.dgy, t);
     tile.prefetch(p.s.form == Form::Voltage || p.s.unit_leak ? p.dy : p.daux, t);
-    tile.prefetch(p.ddelta, t);
+    tile.prefetch(p.ddelta, t, !p.part);
     if (t < p.s.T - 1) tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {
-        zero_row(tile.at(p.ddelta, r, t), tile.n);
+        zero_row(tile.at_part(p.ddelta, r, t, !p.part), tile.n);
         zero_row(tile.at(p.dlam, r, t), tile.n);
         continue;
       }
       leaky_backward_jvp_step<T, Act, Voltage>(p, tile, r, t, t == tile.length[r] - 1);
     }
   }
+  if (p.s.begin > 0 || !p.dgy0) return;
   tile.multiply(packed);
   for (int64_t r = 0; r < tile.rows; ++r) {
     const T* leak = tile.unit(p.leak, r);

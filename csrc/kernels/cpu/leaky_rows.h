@@ -28,9 +28,11 @@ struct Tile {
   int64_t l[kMaxRows], length[kMaxRows];
   // First number of the row in arrays (L, T, B, n), (1, T, B, n) and (L, B, n); (1, B, n) is as the second.
   int64_t full[kMaxRows], shared[kMaxRows], flat[kMaxRows];
+  int64_t part[kMaxRows];  // in arrays (L, end - begin, B, n) of a piece of time
+  int64_t begin;
 
   Tile(const LeakyShape& s, RowRange range, T* scratch)
-      : rows(range.end - range.begin), n(s.n), ld(scratch_stride<T>(s.n)), steps(s.B * s.n) {
+      : rows(range.end - range.begin), n(s.n), ld(scratch_stride<T>(s.n)), steps(s.B * s.n), begin(s.begin) {
     carry = scratch;
     product = carry + rows * ld;
     state = product + rows * ld;
@@ -43,6 +45,7 @@ struct Tile {
       full[r] = (l[r] * s.T * s.B + b) * n;
       shared[r] = b * n;
       flat[r] = (l[r] * s.B + b) * n;
+      part[r] = (l[r] * (s.end - s.begin) * s.B + b) * n;
     }
   }
   // Row r at time t of a sequence, of one (L|1, B, n), of one (L|1, n); null stays null.
@@ -52,6 +55,13 @@ struct Tile {
   const T* batch(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? flat[r] : shared[r]) : nullptr; }
   const T* unit(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? l[r] * n : 0) : nullptr; }
   T* at(T* x, int64_t r, int64_t t) const { return x ? x + full[r] + t * steps : nullptr; }
+  // The same in an array of one piece of time; `whole`: it is one of all steps after all.
+  T* at_part(T* x, int64_t r, int64_t t, bool whole) const {
+    return whole ? at(x, r, t) : x ? x + part[r] + (t - begin) * steps : nullptr;
+  }
+  const T* at_part(const In<T>& x, int64_t r, int64_t t, bool whole) const {
+    return whole ? at(x, r, t) : x.p ? x.p + part[r] + (t - begin) * steps : nullptr;
+  }
   T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
 
   // Asks for the rows of step t ahead of their use, so that they arrive during the recurrent product.
@@ -59,9 +69,9 @@ struct Tile {
     if (!x.p || t < 0) return;
     for (int64_t r = 0; r < rows; ++r) prefetch_row<0>(at(x, r, t));
   }
-  void prefetch(T* x, int64_t t) const {
+  void prefetch(T* x, int64_t t, bool whole = true) const {
     if (!x || t < 0) return;
-    for (int64_t r = 0; r < rows; ++r) prefetch_row<1>(at(x, r, t));
+    for (int64_t r = 0; r < rows; ++r) prefetch_row<1>(at_part(x, r, t, whole));
   }
   template <int Write>
   void prefetch_row(const T* p) const {
