@@ -103,3 +103,25 @@ def test_use_reference_is_undone_after_an_error():
         assert _kernels.uses_reference()
         raise KeyError
     assert _kernels.kernels() is before
+
+
+@pytest.mark.parametrize("form, unit", CASES)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_gradcheck_of_the_backward_operation(form, unit, ragged):
+    """With a gradient at the saved values, and of all four results."""
+    args = list(arguments("leaky_backward", form, unit, ragged))
+    args[11:15] = 0, 0.0, 0, 0.0  # the exact rule
+    y = args[3]
+    if not unit:
+        args[1] = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    where = [i for i in (0, 1, 2, 3, 4, 5, 6) if args[i] is not None and args[i].numel()]
+    where = [i for i in where if not (unit and i == 6)]
+    leaves = [args[i].clone().requires_grad_() for i in where]
+
+    def call(*tensors):
+        full = list(args)
+        for i, x in zip(where, tensors, strict=True):
+            full[i] = x
+        return _kernels.kernels().leaky_backward(*full)
+
+    assert torch.autograd.gradcheck(call, leaves, fast_mode=True)

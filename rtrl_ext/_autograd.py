@@ -1,4 +1,4 @@
-"""The plain route of the leaky core, and the derivatives of the registered operations.
+"""The plain route of the leaky core.
 
 ``Plain`` is what an ordinary call runs: an autograd Function of the old style (without
 ``setup_context``, which costs tens of microseconds per call). Its backward calls the kernel at
@@ -14,7 +14,7 @@ from torch.autograd import Function, forward_ad
 
 from . import _formulas, _functorch, _state
 from ._formulas import Rule, Saved, Written
-from ._kernels import NAMESPACES, kernels
+from ._kernels import kernels
 from .reference.leaky_rnn import LOCAL
 
 
@@ -147,18 +147,3 @@ def _usual(ctx: Any, gy: Tensor | None, gs_n: Tensor | None) -> tuple[Tensor | N
         gs0.squeeze(0) if need_s0 else None,
         gw,
     ) + (None,) * 7
-
-
-_FUNCTIONS = {
-    "leaky_forward": _functorch.Forward,
-    "leaky_backward": _functorch.Backward,
-    "leaky_forward_jvp": _functorch.ForwardJvp,
-    "leaky_backward_jvp": _functorch.BackwardJvp,
-}
-for _namespace in NAMESPACES:
-    for _name, _function in _FUNCTIONS.items():
-        torch.library.register_autograd(
-            f"{_namespace}::{_name}",
-            _function.backward,
-            setup_context=_function.setup_context,
-        )

@@ -3,7 +3,7 @@
 ``Forward`` -> ``Backward`` (its reverse mode) and ``ForwardJvp`` (its forward mode); ``Backward``
 -> ``BackwardJvp`` (forward over reverse) and again ``ForwardJvp`` (reverse over reverse). Each
 calls one kernel. Under ``vmap`` the vmapped dimension becomes, or multiplies, the kernel's leading
-dimension.
+dimension. The registered operations have the same derivatives.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from . import _formulas, _state
 from ._formulas import EXACT, SECOND_ORDER, THIRD_ORDER, Rule, Saved, Written, fit, rows
-from ._kernels import LENGTHS_AT, kernels, vmap_by_folding
+from ._kernels import LENGTHS_AT, NAMESPACES, kernels, vmap_by_folding
 
 Grads = tuple[Tensor | None, ...]
 
@@ -226,3 +226,18 @@ class BackwardJvp(_Tangent):
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         at = LENGTHS_AT["leaky_backward_jvp"]
         return vmap_by_folding(BackwardJvp.apply, info.batch_size, in_dims, args, at)
+
+
+_FUNCTIONS: dict[str, Any] = {
+    "leaky_forward": Forward,
+    "leaky_backward": Backward,
+    "leaky_forward_jvp": ForwardJvp,
+    "leaky_backward_jvp": BackwardJvp,
+}
+for _namespace in NAMESPACES:
+    for _name, _function in _FUNCTIONS.items():
+        torch.library.register_autograd(
+            f"{_namespace}::{_name}",
+            _function.backward,
+            setup_context=_function.setup_context,
+        )

@@ -181,3 +181,5 @@ for _namespace, _kernels_of in _all.items():
     for _name, _fake, _op in zip(Kernels._fields, _FAKES, _kernels_of, strict=True):
         torch.library.register_fake(f"{_namespace}::{_name}", _fake)
         torch.library.register_vmap(f"{_namespace}::{_name}", _vmap_of(_op, LENGTHS_AT[_name]))
+
+from . import _functorch as _functorch  # noqa: E402  (registers the operations' derivatives)
