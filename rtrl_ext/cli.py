@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 
-# Every import of a command's code happens when it runs, so that `info` and `--help` need only the core.
+# A command's code is imported when it runs, so that `info` and `--help` need only the core.
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,9 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train one network", description=_TRAIN)
     _add_task(command)
-    command.add_argument(
-        "--rule", required=True, help="bptt, eprop, mdgl, modprop, tbptt:k=5, ..."
-    )
+    command.add_argument("--rule", required=True, help="bptt, eprop, mdgl, modprop, tbptt:k=5, ...")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", metavar="DIR", help="default: rtrl-ext-runs/<name of the run>")
     command.add_argument("--threads", type=_positive, default=1, help="default: 1")
@@ -67,10 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     parts = command.add_subparsers(dest="part", metavar="COMMAND", required=True)
     part = parts.add_parser("run", help="perform what is missing of a study", description=_STUDY)
     _add_task(part)
-    part.add_argument("--rules", metavar="A,B,C", help="rules by name, such as bptt,eprop,tbptt:k=5")
+    part.add_argument(
+        "--rules", metavar="A,B,C", help="rules by name, such as bptt,eprop,tbptt:k=5"
+    )
     part.add_argument(
         "--arms", metavar="core|A,B|FILE.toml",
-        help="core, or names among rule, bptt-rho, projected, matched-noise, or a file (default: rule)",
+        help="core, or names among rule, bptt-rho, projected, matched-noise, or a file "
+        "(default: rule)",
     )  # fmt: skip
     part.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 (default: 1)")
     part.add_argument("--out", metavar="DIR", required=True, help="folder of the study")
@@ -78,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     part.add_argument("--extend", action="store_true", help="add rules, arms or seeds to a study")
     where = part.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
-    where.add_argument("--dask", metavar="ADDRESS", help="a Dask scheduler that sees the same folder")
+    where.add_argument(
+        "--dask", metavar="ADDRESS", help="a Dask scheduler that sees the same folder"
+    )
     add_presets(part)
     add_settings(part)
     part.set_defaults(run_command=("study", "run"))
@@ -92,8 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "bench", help="run the benchmarks",
-        description="Runs 'python -m benchmarks.run' in the source tree. Options that are not listed here "
-        "are passed on to it: --suite, --threads, --quick, --json FILE, ...",
+        description="Runs 'python -m benchmarks.run' in the source tree. Options that are not "
+        "listed here are passed on to it: --suite, --threads, --quick, --json FILE, ...",
     )  # fmt: skip
     command.add_argument("--compare", metavar="BASELINE.json", help="flag regressions of 5 %%")
     command.set_defaults(run_command=("bench", "bench"))
@@ -106,8 +109,8 @@ _TRAIN = (
 )
 _CURVATURE = "Eigenvalues and trace of the Hessian of a saved run's true loss, without the L2 term."
 _STUDY = (
-    "Trains every rule under every arm for every seed, in parallel processes. Stop it at any moment: "
-    "the same command finishes what is missing and repeats nothing."
+    "Trains every rule under every arm for every seed, in parallel processes. Stop it at any "
+    "moment: the same command finishes what is missing and repeats nothing."
 )
 
 
@@ -123,7 +126,10 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 on success, 2 on wrong usage, 1 on failure, with one line on standard error."""
+    """Run the command line; its exit code.
+
+    0 on success, 2 on wrong usage, 1 on failure, with one clear line on standard error.
+    """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "bench":
@@ -133,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(_command(module, name)(arguments))
     except KeyboardInterrupt:
-        return _fail("interrupted; finished runs are kept, and the same command goes on from here", 1)
+        return _fail(
+            "interrupted; finished runs are kept, and the same command goes on from here", 1
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

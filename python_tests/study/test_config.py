@@ -20,7 +20,12 @@ def run(**changes: object) -> RunConfig:
 
 def test_presets_are_those_of_the_experiments() -> None:
     quick = settings("quick")
-    assert (quick.hidden_size, quick.nonlinearity, quick.leak, quick.form) == (128, "relu", 0.5, "rate")
+    assert (quick.hidden_size, quick.nonlinearity, quick.leak, quick.form) == (
+        128,
+        "relu",
+        0.5,
+        "rate",
+    )
     assert (quick.train_size, quick.test_size, quick.batch_size) == (1000, 4000, 64)
     assert (quick.lr, quick.l2, quick.stop_loss, quick.iterations) == (3e-2, 1e-4, 0.3, 2500)
     assert (quick.eval_every, quick.curvature_batch, quick.curvature_budget) == (20, 256, 0.1)
@@ -96,7 +101,7 @@ def test_bad_settings_are_refused_by_name(change: dict[str, object], message: st
 
 
 def test_wrong_types_are_refused() -> None:
-    with pytest.raises(TypeError, match="iterations: got 2.5"):
+    with pytest.raises(TypeError, match=r"iterations: got 2\.5"):
         settings("quick", iterations=2.5)
     with pytest.raises(TypeError, match="lr: got 'fast'"):
         settings("quick", lr="fast")

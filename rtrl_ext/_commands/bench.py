@@ -11,8 +11,8 @@ def bench(arguments: argparse.Namespace) -> int:
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "run.py").is_file():
         raise FileNotFoundError(
-            f"the benchmarks are part of the source tree, and {root} is none: clone the repository and "
-            "run 'rtrl-ext bench' from an editable install there"
+            f"the benchmarks are part of the source tree, and {root} is none: clone the repository "
+            "and run 'rtrl-ext bench' from an editable install there"
         )
     rest = list(arguments.rest)
     if arguments.compare:

@@ -1,7 +1,6 @@
 """Command-line options that several commands share."""
 
 import argparse
-import dataclasses
 from typing import Any
 
 
@@ -76,9 +75,7 @@ def setting_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_presets(parser: argparse.ArgumentParser) -> None:
     """``--quick`` and ``--paper``."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--quick", action="store_true", help="small and early-stopped (the default)"
-    )
+    group.add_argument("--quick", action="store_true", help="small and early-stopped (the default)")
     group.add_argument("--paper", action="store_true", help="the authors' sizes and measure")
 
 
@@ -88,13 +85,3 @@ def preset_of(arguments: argparse.Namespace) -> str:
         if getattr(arguments, name, False):
             return name
     return "quick"
-
-
-def setting_names() -> set[str]:
-    """The settings that have an option."""
-    return set(HELP)
-
-
-def documented(cls: type) -> bool:
-    """Whether every field of a settings class but the task has an option (for tests)."""
-    return {f.name for f in dataclasses.fields(cls)} == {"task", *HELP}

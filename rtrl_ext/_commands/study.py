@@ -1,13 +1,11 @@
 """``rtrl-ext study run | status | report``."""
 
 import argparse
-import sys
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from ..study.arms import StudyConfig, demo
-from ..study.config import Settings
 from ..study.folder import load_study, open_study, status
 from ..study.network import make_data, make_network, training_rule
 from ..study.progress import describe, label
@@ -19,7 +17,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Perform what is missing of a study."""
     study = _study(arguments)
     first = study.runs()[0]
-    data = make_data(first.settings, first.seed)  # bad data or rules are told before a folder is made
+    data = make_data(
+        first.settings, first.seed
+    )  # bad data or rules are told before a folder is made
     for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
         network = make_network(one.settings, data.train.input_size, data.train.output_size, 0)
         try:
@@ -70,7 +70,9 @@ def _dask(address: str) -> Executor:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ImportError("--dask needs the package distributed: pip install distributed") from error
+        raise ImportError(
+            "--dask needs the package distributed: pip install distributed"
+        ) from error
     executor: Executor = Client(address).get_executor()
     return executor
 
@@ -103,10 +105,5 @@ def report(arguments: argparse.Namespace) -> int:
 
     out = None if arguments.out is None else Path(arguments.out)
     path = write_report(Path(arguments.folder), out)
-    print(f"report: {path}", file=sys.stdout)
+    print(f"report: {path}")
     return 0
-
-
-def settings_class() -> type[Settings]:
-    """The class whose fields the options set."""
-    return Settings

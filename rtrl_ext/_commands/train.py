@@ -38,7 +38,12 @@ def train(arguments: argparse.Namespace) -> int:
         if arguments.seed < 0:
             raise ValueError(f"--seed: got {arguments.seed}, expected at least 0")
         run = RunConfig(
-            settings(preset, **setting_overrides(arguments)), name, spec, "rule", "rule", arguments.seed
+            settings(preset, **setting_overrides(arguments)),
+            name,
+            spec,
+            "rule",
+            "rule",
+            arguments.seed,
         )
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error

@@ -1,7 +1,7 @@
 """Studies: many training runs from one configuration, their records, and what they say.
 
-A study is a folder: ``study.json`` (its configuration), ``runs/<run_id>/record.json`` (one per finished run) and
-``runs/<run_id>/log.csv`` (one row per evaluation).
+A study is a folder: ``study.json`` (its configuration), ``runs/<run_id>/record.json`` (one per
+finished run) and ``runs/<run_id>/log.csv`` (one row per evaluation).
 """
 
 from .arms import Arm, StudyConfig, demo, parse_arms

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import KINDS, OTHER_ITERATIONS, PRESETS, RunConfig, Settings, digest, rule_spec, settings
+from .config import KINDS, OTHER_ITERATIONS, RunConfig, Settings, digest, rule_spec, settings
 from .config import versions as current_versions
 
 CORE = ("rule", "bptt-rho", "projected", "matched-noise")
@@ -31,8 +31,8 @@ class Arm:
 def parse_arms(text: str) -> list[Arm]:
     """Arms from ``core``, a list of names (``rule,bptt-rho``), or a TOML file.
 
-    The file holds one table per arm: ``[[arm]]`` with ``name``, ``kind`` (default: the name) and any setting
-    that differs, such as ``lr = 0.01``.
+    The file holds one table per arm: ``[[arm]]`` with ``name``, ``kind`` (default: the name) and
+    any setting that differs, such as ``lr = 0.01``.
     """
     text = text.strip()
     if text.endswith(".toml"):
@@ -41,7 +41,8 @@ def parse_arms(text: str) -> list[Arm]:
     for name in names:
         if name not in KINDS:
             raise ValueError(
-                f"arms: got {name!r}, expected 'core', names among {', '.join(KINDS)}, or a .toml file"
+                f"arms: got {name!r}, expected 'core', names among {', '.join(KINDS)}, "
+                "or a .toml file"
             )
     return _unique([Arm(name, name) for name in names])
 
@@ -55,7 +56,9 @@ def _toml_arms(path: Path) -> list[Arm]:
         raise ValueError(f"arms: {path} is not TOML: {error}") from error
     entries = table.get("arm")
     if not isinstance(entries, list) or not entries or set(table) != {"arm"}:
-        raise ValueError(f"arms: {path}: expected tables [[arm]], each with a name, and nothing else")
+        raise ValueError(
+            f"arms: {path}: expected tables [[arm]], each with a name, and nothing else"
+        )
     arms = []
     for entry in entries:
         rest = dict(entry)
@@ -100,7 +103,9 @@ class StudyConfig:
         kinds = {arm.kind for arm in self.arms}
         plain = [arm for arm in self.arms if arm.kind == "rule" and not arm.overrides]
         if "bptt-rho" in kinds and not plain:
-            raise ValueError("arms: 'bptt-rho' takes its rate from the arm 'rule', which is not there")
+            raise ValueError(
+                "arms: 'bptt-rho' takes its rate from the arm 'rule', which is not there"
+            )
 
     @staticmethod
     def make(
@@ -170,7 +175,11 @@ class StudyConfig:
                     if arm.kind != "rule" and name == "bptt":
                         continue
                     values = {**dataclasses.asdict(self.settings), **arm.overrides}
-                    if self.other_iterations and name != "bptt" and "iterations" not in arm.overrides:
+                    if (
+                        self.other_iterations
+                        and name != "bptt"
+                        and "iterations" not in arm.overrides
+                    ):
                         values["iterations"] = self.other_iterations
                     run = RunConfig(Settings(**values), name, spec, arm.name, arm.kind, seed)
                     if arm.kind == "rule" and not arm.overrides:
@@ -181,12 +190,7 @@ class StudyConfig:
 
 
 def demo() -> StudyConfig:
-    """The demo: BPTT, and η and ρ̄η for e-prop, MDGL and ModProp; two seeds; about four minutes on two cores."""
+    """The demo: BPTT, and η and ρ̄η for e-prop, MDGL and ModProp; two seeds."""
     return StudyConfig.make(
         ["bptt", "eprop", "mdgl", "modprop"], seeds=2, preset="demo", arms="rule,bptt-rho"
     )
-
-
-def all_presets() -> list[str]:
-    """The names that ``preset`` takes."""
-    return list(PRESETS)

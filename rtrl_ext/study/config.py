@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__, rules
+from .. import __version__, rules, tasks
 
 KINDS = ("rule", "bptt-rho", "projected", "matched-noise")
 OPTIMIZERS = ("sgd", "adam")
@@ -23,10 +23,11 @@ LEVELS = (1.2, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about a run but its rule, arm and seed. Frozen; ``ValueError`` on values out of range.
+    """Everything about a run but its rule, arm and seed; ``ValueError`` on values out of range.
 
     ``leak`` is κ in (0, 1]; ``lr`` is η; ``l2`` the factor of ``½‖θ‖²`` over all parameters;
-    ``stop_loss`` the full training loss that ends a run (None: never); ``every`` counts are iterations.
+    ``stop_loss`` the full training loss that ends a run (None: never); ``every`` counts are
+    iterations.
     """
 
     task: str = "seqmnist"
@@ -74,6 +75,7 @@ class Settings:
             object.__setattr__(self, name, float(value))
         if self.stop_loss is not None:
             object.__setattr__(self, "stop_loss", float(self.stop_loss))
+        tasks.get(self.task)
         if self.lr == 0:
             raise ValueError("lr: got 0, expected a rate above 0")
         if not 0 < self.leak <= 1:
@@ -137,10 +139,10 @@ def settings(preset: str = "quick", **overrides: Any) -> Settings:
 class RunConfig:
     """One run: settings, rule, arm and seed.
 
-    ``rule`` is the rule's name as it is shown, ``rule_spec`` what `rules.parse` makes it from; ``kind`` is
-    what the arm does with it: ``rule`` trains by it, ``bptt-rho`` trains by BPTT at the rate ``ρ̄ η`` with
-    the mean ρ of the run ``paired``, ``projected`` keeps only the part along the gradient,
-    ``matched-noise`` replaces the rest by random error of the same norm.
+    ``rule`` is the rule's name as it is shown, ``rule_spec`` what `rules.parse` makes it from;
+    ``kind`` is what the arm does with it: ``rule`` trains by it, ``bptt-rho`` trains by BPTT at the
+    rate ``ρ̄ η`` with the mean ρ of the run ``paired``, ``projected`` keeps only the part along the
+    gradient, ``matched-noise`` replaces the rest by random error of the same norm.
     """
 
     settings: Settings
@@ -183,8 +185,8 @@ class RunConfig:
 def rule_spec(text: str) -> tuple[str, str]:
     """``(name as shown, spelling for rules.parse)`` of a rule given on the command line.
 
-    ``mdgl`` and ``modprop`` mean ``cell_specific=true`` here unless their cell types are given; aliases
-    become the rule's name.
+    ``mdgl`` and ``modprop`` mean ``cell_specific=true`` here unless their cell types are given;
+    aliases become the rule's name.
     """
     name, _, parameters = text.strip().partition(":")
     spec = text.strip()

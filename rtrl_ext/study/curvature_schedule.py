@@ -9,7 +9,7 @@ from ..curvature import CurvatureOperator, Hessian
 from .config import LEVELS, Settings
 from .network import RECURRENT
 
-#: cost of one Hessian product per sequence, in training gradients (forward and backward) per sequence
+#: cost of one Hessian product per sequence, in training gradients (forward, backward) of one
 PRODUCT_COST = 2.5
 #: cost of one evaluation per sequence, in the same unit
 EVALUATION_COST = 0.3
@@ -24,14 +24,15 @@ FEWEST = 3
 class CurvatureSchedule:
     """Leading Hessian eigenvalues of the true loss along training, within a budget of work.
 
-    They are taken before the first step, then wherever the training loss first falls below a level at which
-    runs are compared, and at log-spaced checkpoints on the grid of evaluations (1, 2, 4, ... times
-    ``eval_every``). Each is a Lanczos run from the vector of the one before, of at most
+    They are taken before the first step, then wherever the training loss first falls below a level
+    at which runs are compared, and at log-spaced checkpoints on the grid of evaluations (1, 2, 4,
+    ... times ``eval_every``). Each is a Lanczos run from the vector of the one before, of at most
     ``curvature_products`` products on a fixed batch. Work is counted, not timed, so that the same
-    configuration takes the same measurements: a checkpoint gets as many products as keep curvature within
-    ``curvature_budget`` of the training work so far, and is left out if these are fewer than 3. Levels come before
-    log-spaced checkpoints, the recurrent block before the full Hessian. With ``curvature="power"`` the measure is the
-    paper's power iteration, at ``curvature_points`` evenly spaced iterations, without a budget.
+    configuration takes the same measurements: a checkpoint gets as many products as keep curvature
+    within ``curvature_budget`` of the training work so far, and is left out if these are fewer than
+    3. Levels come before log-spaced checkpoints, the recurrent block before the full Hessian. With
+    ``curvature="power"`` the measure is the paper's power iteration, at ``curvature_points`` evenly
+    spaced iterations, without a budget.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class CurvatureSchedule:
         return rest == 0 and count > 0 and (count & (count - 1)) == 0
 
     def _even(self, iteration: int) -> bool:
-        step = self.settings.iterations / min(self.settings.curvature_points, self.settings.iterations)
+        step = self.settings.iterations / min(
+            self.settings.curvature_points, self.settings.iterations
+        )
         return int(iteration / step) != int((iteration - self.settings.eval_every) / step)
 
 
@@ -110,8 +113,8 @@ def lanczos(
 ) -> tuple[float, Tensor, int]:
     """The eigenvalue of largest modulus, signed, by Lanczos from the vector ``v`` (P,).
 
-    Full reorthogonalisation; Ritz values in float64. Stops when the residual norm is at most ``tol |λ|``. Unlike
-    ``eigsh`` it spends no product on a certificate.
+    Full reorthogonalisation; Ritz values in float64. Stops when the residual norm is at most ``tol
+    |λ|``. Unlike ``eigsh`` it spends no product on a certificate.
 
     Returns:
         The Ritz value, its unit vector (P,) and the number of products.

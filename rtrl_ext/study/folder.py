@@ -22,8 +22,8 @@ from .records import (
 def open_study(folder: str | Path, study: StudyConfig, *, extend: bool = False) -> Path:
     """Make the study's folder, or check that an existing one holds this very study.
 
-    With ``extend`` the study may have rules, arms and seeds beyond those in the folder, which then holds them
-    all. Nothing is changed by a refused call.
+    With ``extend`` the study may have rules, arms and seeds beyond those in the folder, which then
+    holds them all. Nothing is changed by a refused call.
 
     Raises:
         ValueError: the folder holds another study (the differing keys are named) or other files.
@@ -42,9 +42,14 @@ def open_study(folder: str | Path, study: StudyConfig, *, extend: bool = False) 
         kept = all(wanted["arm_settings"].get(k) == v for k, v in _arm_settings(found).items())
         if differing and not (extend and kept and {k for k, _ in differing} <= growth):
             shown = "; ".join(f"{key}: {text}" for key, text in differing)
-            hint = " (--extend adds rules, arms and seeds)" if {k for k, _ in differing} <= growth else ""
+            hint = (
+                " (--extend adds rules, arms and seeds)"
+                if {k for k, _ in differing} <= growth
+                else ""
+            )
             raise ValueError(
-                f"{place}: holds another study, which differs in {shown}; choose another folder{hint}"
+                f"{place}: holds another study, which differs in {shown}; "
+                f"choose another folder{hint}"
             )
         writable_folder(place / RUNS)
         if differing:
@@ -73,7 +78,7 @@ def _arm_settings(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[tuple[str, str]]:
-    """The keys in which two ``study.json`` differ, each with a text ``it has ..., asked for ...``."""
+    """The keys in which two configurations differ, each with ``it has ..., asked for ...``."""
     result = []
     for key in sorted(set(found) | set(wanted)):
         old, new = found.get(key), wanted.get(key)
@@ -111,8 +116,8 @@ def load_study(folder: str | Path) -> StudyConfig:
 def status(folder: str | Path) -> list[tuple[RunConfig, str, dict[str, Any]]]:
     """Each run with its state and what is known of it.
 
-    States: ``finished``, ``diverged``, ``failed`` (with the record), ``running`` (with the newest row of its log),
-    ``missing``.
+    States: ``finished``, ``diverged``, ``failed`` (with the record), ``running`` (with the newest
+    row of its log), ``missing``.
     """
     place = Path(folder)
     result: list[tuple[RunConfig, str, dict[str, Any]]] = []

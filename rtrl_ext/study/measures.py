@@ -31,8 +31,8 @@ def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
 class GradientQuality:
     """ρ, cosine and norm ratio of the rule's gradient against BPTT's, over all parameters.
 
-    ``running`` smooths by 0.9 from measurement to measurement (started at the first one), ``mean`` is the
-    plain mean over the run.
+    ``running`` smooths by 0.9 from measurement to measurement (started at the first one), ``mean``
+    is the plain mean over the run.
     """
 
     NAMES = ("rho", "cosine", "norm_ratio")
@@ -69,9 +69,10 @@ class GradientQuality:
 def final_curvature(model: nn.Module, data: Data, settings: Settings) -> dict[str, float]:
     """Leading eigenvalues (signed) and trace of the true loss's Hessian at the end of a run.
 
-    ``lambda1``: recurrent block, first ``curvature_batch`` training sequences, without L2; ``lambda1_l2`` with
-    it; ``lambda1_full``: all parameters; ``lambda1_heldout``: recurrent block on test sequences;
-    ``lambda1_w2 = λ₁ ‖W‖²``; ``trace`` of the recurrent block with its standard error.
+    ``lambda1``: recurrent block, first ``curvature_batch`` training sequences, without L2;
+    ``lambda1_l2`` with it; ``lambda1_full``: all parameters; ``lambda1_heldout``: recurrent block
+    on test sequences; ``lambda1_w2 = λ₁ ‖W‖²``; ``trace`` of the recurrent block with its standard
+    error.
     """
     if settings.curvature == "none":
         return {}
@@ -81,9 +82,7 @@ def final_curvature(model: nn.Module, data: Data, settings: Settings) -> dict[st
     loss_fn = data.train.loss_fn
     block = Hessian(model, loss_fn, train, params=[RECURRENT])
     lambda1 = _leading(block, settings)
-    trace = block.trace(
-        method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED
-    )
+    trace = block.trace(method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED)
     weight = model.get_parameter(RECURRENT)
     return {
         "lambda1": lambda1,

@@ -15,7 +15,7 @@ RECURRENT = "rnn.weight_hh_l0"
 
 
 class Classifier(nn.Module):
-    """A `LeakyRNN` with a linear readout of its last output: ``(T, B, m) -> logits (B, classes)``."""
+    """A `LeakyRNN` with a linear readout of its last output."""
 
     def __init__(self, rnn: LeakyRNN, output_size: int) -> None:
         super().__init__()
@@ -49,7 +49,8 @@ def make_data(settings: Settings, seed: int) -> Data:
     shift: Task = task("test", seed, noise_std=settings.shift_noise, **options)  # type: ignore[call-arg, arg-type]
     if settings.batch_size > len(train):
         raise ValueError(
-            f"batch_size: got {settings.batch_size}, expected at most the {len(train)} training sequences"
+            f"batch_size: got {settings.batch_size}, expected at most the {len(train)} "
+            "training sequences"
         )
     return Data(train, test, shift)
 
@@ -63,14 +64,20 @@ def make_network(settings: Settings, input_size: int, output_size: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         rnn = LeakyRNN(
-            input_size, n, nonlinearity=settings.nonlinearity, leak=settings.leak, form=settings.form
+            input_size,
+            n,
+            nonlinearity=settings.nonlinearity,
+            leak=settings.leak,
+            form=settings.form,
         )
         model = Classifier(rnn, output_size)
     with torch.no_grad():
-        model.rnn.weight_ih_l0.normal_(0.0, math.sqrt(2 / input_size), generator=generator)
-        model.rnn.weight_hh_l0.normal_(0.0, math.sqrt(2 / n), generator=generator)
-        model.rnn.bias_ih_l0.zero_()
-        model.rnn.bias_hh_l0.zero_()
+        rnn.get_parameter("weight_ih_l0").normal_(
+            0.0, math.sqrt(2 / input_size), generator=generator
+        )
+        rnn.get_parameter("weight_hh_l0").normal_(0.0, math.sqrt(2 / n), generator=generator)
+        rnn.get_parameter("bias_ih_l0").zero_()
+        rnn.get_parameter("bias_hh_l0").zero_()
         bound = 1 / math.sqrt(n)
         model.readout.weight.uniform_(-bound, bound, generator=generator)
         model.readout.bias.uniform_(-bound, bound, generator=generator)

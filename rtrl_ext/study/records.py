@@ -150,7 +150,7 @@ class Claim:
 
 
 def writable_folder(path: Path) -> None:
-    """Create a folder and check that files can be written in it; ``OSError`` with a plain message if not."""
+    """Create a folder and check that files can be written in it; ``OSError`` if not."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}.tmp"

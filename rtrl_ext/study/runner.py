@@ -39,12 +39,14 @@ def run_study(
     Args:
         folder: the study's folder, as `folder.open_study` leaves it.
         workers: local processes, one thread each (default: the number of cores).
-        executor: any ``concurrent.futures.Executor`` to use instead; it must see the same folder, and at most
-            ``workers`` runs (default 64) are handed to it at a time.
-        display: where progress is shown (default: bars on a terminal, else lines, on standard error).
+        executor: any ``concurrent.futures.Executor`` to use instead; it must see the same folder,
+            and at most ``workers`` runs (default 64) are handed to it at a time.
+        display: where progress is shown (default: bars on a terminal, else lines, on standard
+            error).
 
     Returns:
-        How many runs are ``finished``, ``diverged``, ``failed`` and ``waiting`` (for a failed one), of all.
+        How many runs are ``finished``, ``diverged``, ``failed`` and ``waiting`` (for a failed one),
+        of all.
 
     Raises:
         StudyError: a worker process died.
@@ -114,8 +116,8 @@ class _Scheduler:
                 self._display.poll()
         except BrokenProcessPool as error:
             raise StudyError(
-                "a worker process was killed from outside (lack of memory, perhaps); finished runs are "
-                "kept, and the same command goes on from here"
+                "a worker process was killed from outside (lack of memory, perhaps); finished "
+                "runs are kept, and the same command goes on from here"
             ) from error
         finally:
             for future in active:

@@ -40,8 +40,8 @@ class Diverged(Exception):
 class Training:
     """One run: trains the network of ``run`` at the rate ``lr`` and logs into ``log``.
 
-    Every random draw depends on the run's seed alone, so runs of a seed share initialisation, split and
-    batch order whatever their rule.
+    Every random draw depends on the run's seed alone, so runs of a seed share initialisation, split
+    and batch order whatever their rule.
     """
 
     def __init__(self, run: RunConfig, log: RunLog, lr: float) -> None:
@@ -67,7 +67,7 @@ class Training:
         self.status = "finished"
 
     def train(self) -> None:
-        """Train until the full training loss has fallen to ``stop_loss``, for ``iterations`` at most.
+        """Train until the full training loss is ``stop_loss`` or less, or ``iterations`` are over.
 
         ``status`` is then ``finished``, or ``diverged`` if a loss was not finite.
         """
@@ -127,7 +127,11 @@ class Training:
         if not math.isfinite(loss):
             raise Diverged
         self.curvature.training_work += EVALUATION_COST * len(self.data.train)
-        row: dict[str, Any] = {"iteration": self.iteration, "train_loss": loss, "train_acc": accuracy}
+        row: dict[str, Any] = {
+            "iteration": self.iteration,
+            "train_loss": loss,
+            "train_acc": accuracy,
+        }
         row.update(self.quality.running)
         crossed = self._crossed(loss)
         if crossed and self._previous is not None and "test_loss" not in self.log.row:

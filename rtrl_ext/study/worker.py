@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def initialize(parent: int) -> None:
-    """Set up a worker: one thread, no reaction to Ctrl-C, death together with the process ``parent``."""
+    """Set up a worker: one thread, no reaction to Ctrl-C, death with the process ``parent``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
     torch.set_num_threads(1)
@@ -38,7 +38,8 @@ def end_with_parent(parent: int) -> None:
 def run_one(folder: str, config: dict[str, Any]) -> str:
     """Perform one run of the study in ``folder``, unless it is over or somebody else is at it.
 
-    Returns its state: ``finished``, ``diverged``, ``failed``, or ``busy`` if another process holds its lock.
+    Returns its state: ``finished``, ``diverged``, ``failed``, or ``busy`` if another process holds
+    its lock.
     """
     run = RunConfig.from_dict(config)
     place = Path(folder) / RUNS / run.run_id

@@ -1,4 +1,4 @@
-"""Data sets for training recurrent networks, each a ``torch.utils.data.Dataset`` of ``(x (T, m), target)``."""
+"""Data sets for recurrent networks: ``torch.utils.data.Dataset`` of ``(x (T, m), target)``."""
 
 from .base import Loader, Task
 from .seqmnist import SequentialMNIST

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 class Task(Dataset[tuple[Tensor, Tensor]]):
     """Sequences ``x (N, T, m)`` and targets ``(N, ...)``, all in memory.
 
-    Item ``i`` is ``(x (T, m), target)``. ``loss_fn(model_output, target)`` is a scalar, the mean over
-    its terms; ``input_size`` is m and ``output_size`` the number of readout units.
+    Item ``i`` is ``(x (T, m), target)``. ``loss_fn(model_output, target)`` is a scalar, the mean
+    over its terms; ``input_size`` is m and ``output_size`` the number of readout units.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Task(Dataset[tuple[Tensor, Tensor]]):
 class Loader:
     """Time-major batches of a :class:`Task`; iterating once is one epoch.
 
-    The order of an epoch is drawn from ``seed`` and goes on from epoch to epoch, so that two loaders
-    of the same seed give the same batches.
+    The order of an epoch is drawn from ``seed`` and goes on from epoch to epoch, so that two
+    loaders of the same seed give the same batches.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Loader:
             raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
         if drop_last and batch_size > len(task):
             raise ValueError(
-                f"batch_size: got {batch_size}, expected at most the {len(task)} sequences there are"
+                f"batch_size: got {batch_size}, expected at most the {len(task)} sequences"
             )
         self.task = task
         self.batch_size = batch_size

