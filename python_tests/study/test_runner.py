@@ -314,6 +314,16 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def all_gone(family: set[int], seconds: float = 10.0) -> bool:
+    """Whether all these processes end within a while."""
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in family):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 @pytest.mark.slow
 def test_killed_study_goes_on_where_it_was(
     tmp_path: Path, make: Make, small: dict[str, Any]
@@ -337,10 +347,7 @@ def test_killed_study_goes_on_where_it_was(
         family = descendants(process.pid)
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 10
-        while any(alive(pid) for pid in family) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not any(alive(pid) for pid in family)
+        assert all_gone(family)
         now = {k: v for k, v in files(folder).items() if k.endswith("record.json")}
         assert finished.items() <= now.items()
         finished = now
@@ -383,7 +390,7 @@ def test_interrupted_study_ends_cleanly(tmp_path: Path, small: dict[str, Any]) -
     assert process.returncode == 1
     assert errors.splitlines()[-1].startswith("rtrl-ext: error: interrupted")
     assert "Traceback" not in errors
-    assert not any(alive(pid) for pid in family)
+    assert all_gone(family)
 
 
 def test_log_is_readable_while_the_run_goes_on(tmp_path: Path, make: Make) -> None:
