@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import resource
 import statistics
 import time
@@ -168,8 +169,8 @@ def measure(
                 progress(f"round {r + 1}/{rounds}")
             for th in threads:
                 torch.set_num_threads(th)
-                shift = r % len(everyone)  # nobody always follows the same contestant
-                for c in [*everyone[shift:], *everyone[:shift]]:
+                # a new order each round: nobody always follows the same contestant
+                for c in random.Random(r).sample(everyone, len(everyone)):
                     timing = timings.get((c.name, th))
                     if timing is None or (timing.wall > budget and len(timing.by_round) >= 3):
                         continue
