@@ -23,7 +23,7 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _below_autograd() -> Any:
+def below_autograd() -> Any:
     """Inside it an operation runs its kernel at once, past the Python autograd key (private name).
 
     Worth 8 µs per call; while compiling the tracer has to see the plain call.
@@ -61,7 +61,7 @@ class Plain(Function):
         else:
             inputs = (pre, y0, s0, w, leak)
             lead = pre.shape[0]
-        with _below_autograd():
+        with below_autograd():
             y, aux, s_n = kernels().leaky_forward(*inputs, lengths, form, act, unit_leak)
         if single:
             y, s_n = y.squeeze(0), s_n.squeeze(0)
@@ -129,7 +129,7 @@ def _usual(ctx: Any, gy: Tensor | None, gs_n: Tensor | None) -> tuple[Tensor | N
     gy = None if gy is None else gy.unsqueeze(0)
     gs_n = None if gs_n is None else gs_n.unsqueeze(0)
     aux = aux if unit_leak else aux.unsqueeze(0)
-    with _below_autograd():
+    with below_autograd():
         delta, gy0, gs0, _ = kernels().leaky_backward(
             gy, None, gs_n, y.unsqueeze(0), aux, matrix, leak.unsqueeze(0), lengths,
             form, act, unit_leak, *rule, False,

@@ -21,8 +21,8 @@ _FORM = {name: i for i, name in enumerate(FORMS)}
 _ACT = {name: i for i, name in enumerate(activations.NAMES)}
 _DTYPES = (torch.float32, torch.float64)
 COMPILED_TRANSFORM = (
-    "inside torch.compile, torch.func transforms and forward mode work for BPTT alone: run the call "
-    "inside `with rtrl_ext.exact_gradients():`, or outside torch.compile"
+    "inside torch.compile, torch.func transforms and forward mode work for BPTT alone: run the "
+    "call inside `with rtrl_ext.exact_gradients():`, or outside torch.compile"
 )
 
 

@@ -6,6 +6,7 @@ pre-activations, and none of their gradients in the backward pass unless ``drive
 needs it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _formulas, _functorch, _kernels, _state
-from ._autograd import in_transform
+from ._autograd import below_autograd, in_transform
 from ._formulas import EXACT, Rule, Saved, Written
 from .reference.leaky_rnn import LOCAL, RATE
 
@@ -32,6 +33,13 @@ def available(x: Tensor, *rest: Tensor | None) -> bool:
         and not in_transform()
         and all(t is None or (t.dtype == dtype and t.device == x.device) for t in rest)
     )
+
+
+def _without_autocast() -> AbstractContextManager[Any]:
+    """A backward pass may run inside an autocast block; its products are in the saved dtype."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return nullcontext()
 
 
 class Layer(Function):
@@ -55,9 +63,10 @@ class Layer(Function):
         flags: tuple[int, int, bool],
         rule: Rule | Written,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, aux, s_n = torch.ops.rtrl_ext.leaky_layer_forward.default(
-            x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, *flags
-        )
+        with below_autograd():
+            y, aux, s_n = torch.ops.rtrl_ext.leaky_layer_forward.default(
+                x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, *flags
+            )
         ctx.save_for_backward(x, w_ih, y, aux, y0, s0, w, leak, lengths, transport, modulator)
         ctx.set_materialize_grads(False)
         ctx.flags, ctx.rule = flags, rule
@@ -78,11 +87,12 @@ class Layer(Function):
         if override is not None:
             _, _, y, *_, w, leak, _, _, _ = ctx.saved_tensors
             rule, transport, modulator = _formulas.overridden(override, w[None], leak[None], y)
-        if once and gaux is None and isinstance(rule, Rule):
-            grads = _fused(ctx, gy, gs_n, rule, transport, modulator)
-        else:
-            kernel = _kernels.kernels().leaky_backward if once else _functorch.Backward.apply
-            grads = _composed(ctx, (gy, gaux, gs_n), kernel, once)
+        with _without_autocast():
+            if once and gaux is None and isinstance(rule, Rule):
+                grads = _fused(ctx, gy, gs_n, rule, transport, modulator)
+            else:
+                kernel = _kernels.kernels().leaky_backward if once else _functorch.Backward.apply
+                grads = _composed(ctx, (gy, gaux, gs_n), kernel, once)
         return (*grads, None, None, None, None, None)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _combine, _dispatch, _fused, _history, _state
+from . import _combine, _dispatch, _fused, _fused_transforms, _history, _state
+from ._autograd import in_transform
 from .reference import activations
 from .rules import BPTT, Rule
 from .rules.wrappers import Wrapper
@@ -43,6 +44,10 @@ def preactivation(
 def initial_output(h0: Tensor, form: str, nonlinearity: str) -> Tensor:
     """The output that belongs to an initial state."""
     return h0 if form == "rate" else activations.value(h0, activations.NAMES.index(nonlinearity))
+
+
+def _under_transform() -> bool:
+    return in_transform() and not torch.compiler.is_compiling()
 
 
 def leaky_layer(
@@ -83,18 +88,26 @@ def leaky_layer(
     dtype = x.dtype
     ranks = ((weight_ih, 2), (weight_hh, 2), (bias_ih, 1), (bias_hh, 1), (leak, 1), (drive, 3))
     single = all(t is None or t.dim() == rank for t, rank in (*ranks, (h0, 2)))
+    fused = None
     if single and _fused.available(x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0):
+        fused = _fused
+    elif single and drive is None and isinstance(rule, BPTT) and _under_transform():
+        primal = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0)
+        fused = _fused_transforms if _fused_transforms.available(leak, *primal) else None
+    if fused is not None:
         w = masked(weight_hh, mask)
         y0 = h0
         if form != "rate" and (h0 is not None or nonlinearity == "softplus"):
             if h0 is None:
                 h0 = x.new_zeros(x.shape[1], w.shape[0])
             y0 = initial_output(h0, form, nonlinearity)
-        return _fused.layer(
-            x, weight_ih, bias_ih, bias_hh, drive, y0, h0, w, leak, lengths,
-            _dispatch.flags(form, nonlinearity, unit_leak),
-            rule.leaky(w.detach(), leak.detach()),
-        )  # fmt: skip
+        flags = _dispatch.flags(form, nonlinearity, unit_leak)
+        if fused is _fused:
+            spec = rule.leaky(w.detach(), leak.detach())
+            biases = (bias_ih, bias_hh)
+            return _fused.layer(x, weight_ih, *biases, drive, y0, h0, w, leak, lengths, flags, spec)
+        bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+        return _fused_transforms.layer(x, weight_ih, bias, y0, h0, w, leak, lengths, flags)
     pre = preactivation(x, weight_ih, bias_ih, bias_hh, drive)
     if h0 is None:
         h0 = torch.zeros(x.shape[-2], weight_hh.shape[-1], dtype=dtype, device=x.device)

@@ -77,8 +77,8 @@ def test_double_backward_route_gives_the_same(tools, cls):
 @pytest.mark.parametrize(
     "cls, kernels",
     [
-        (Hessian, ["backward", "backward_jvp", "forward", "forward_jvp"]),
-        (GaussNewton, ["backward", "forward", "forward", "forward_jvp"]),
+        (Hessian, [f"layer_{name}" for name in ("backward", "backward_jvp", "forward", "forward_jvp")]),
+        (GaussNewton, ["backward", "layer_forward", "layer_forward", "layer_forward_jvp"]),
     ],
 )
 def test_one_kernel_call_per_pass_for_all_directions(tools, cls, kernels):

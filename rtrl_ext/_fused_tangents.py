@@ -1,0 +1,145 @@
+"""Tangents of the fused layer in k directions: the last of the four Functions' derivatives.
+
+Tangents carry a leading dimension of k directions, into which ``vmap`` folds its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _functorch, _kernels
+from ._fused import NEED_BIAS, NEED_DELTA, NEED_INITIAL, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X
+
+Tensors = tuple[Tensor | None, ...]
+
+
+class ForwardJvp(_functorch._Tangent):
+    """(dy, daux, ds_n, du) with a leading k, of tangents (dx, dw_ih, dbias, dy0, ds0, dw) with a
+    leading k or None, and (x, w_ih, y, aux, y0, s0, w, leak, lengths, form, act, unit_leak, k,
+    want_du).
+    """
+
+    what = _functorch.ForwardJvp.what
+    tangents = 6
+    size_at = 18
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        *tensors, form, act, unit_leak, k, want_du = args
+        tangents, primal = tensors[:6], tensors[6:]
+        return torch.ops.rtrl_ext.leaky_layer_forward_jvp.default(
+            k, *tangents, None, *primal, form, act, unit_leak, want_du
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return _fold(ForwardJvp, info.batch_size, in_dims, args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
+        ForwardJvp._refuse()
+        return ()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        ForwardJvp._refuse()
+
+
+class BackwardJvp(_functorch._Tangent):
+    """Tangents of ``Backward``'s results with a leading k, of (dgy, dgs_n, dx, dw_ih, dy, daux,
+    dy0, dw) with a leading k or None, and (x, w_ih, y, aux, y0, lam, delta, w, leak, lengths, form,
+    act, unit_leak, k, needs, want_dlam).
+    """
+
+    what = _functorch.BackwardJvp.what
+    tangents = 8
+    size_at = 21
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        *tensors, form, act, unit_leak, k, needs, want_dlam = args
+        tangents, primal = tensors[:8], tensors[8:]
+        return torch.ops.rtrl_ext.leaky_layer_backward_jvp.default(
+            k, *tangents, None, *primal, form, act, unit_leak, needs, want_dlam
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return _fold(BackwardJvp, info.batch_size, in_dims, args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
+        BackwardJvp._refuse()
+        return ()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        BackwardJvp._refuse()
+
+
+def each(call: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
+    """One call per entry of the vmapped dimension, where it can't be folded into one."""
+    results = []
+    for i in range(size):
+        pairs = zip(args, in_dims, strict=True)
+        results.append(call(*(a.select(d, i) if isinstance(d, int) else a for a, d in pairs)))
+    out = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return out, (0,) * len(out)
+
+
+def _fold(function: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
+    """A tangent operation under ``vmap``: the vmapped directions join the k there are."""
+    count, at = function.tangents, function.size_at
+    if any(d is not None for d in in_dims[count:]):
+        return each(function.apply, size, in_dims, args)
+    k = args[at]
+    folded = list(args)
+    for i in range(count):
+        x, d = args[i], in_dims[i]
+        if x is None:
+            continue
+        x = x.unsqueeze(0).expand(size, *x.shape) if d is None else x.movedim(d, 0)
+        folded[i] = x.reshape(size * k, *x.shape[2:])
+    folded[at] = size * k
+    out = function.apply(*folded)
+    # what wasn't asked for is an empty vector without directions
+    dims = tuple(None if x.dim() == 1 else 0 for x in out)
+    out = tuple(x if x.dim() == 1 else x.reshape(size, k, *x.shape[1:]) for x in out)
+    return out, dims
+
+
+def _empty_or(y: Tensor, wanted: int | bool, *shape: Any) -> Tensor:
+    return y.new_empty(shape) if wanted else y.new_empty(0)
+
+
+def _fake_forward_jvp(k, dx, dw_ih, dbias, dy0, ds0, dw, dleak, x, w_ih, y, aux, y0, s0, w, leak,  # type: ignore[no-untyped-def]
+                      lengths, form, act, unit_leak, want_du):  # fmt: skip
+    return (
+        y.new_empty(k, *y.shape),
+        _empty_or(y, not unit_leak, k, *y.shape),
+        y.new_empty(k, *y.shape[1:]),
+        _empty_or(y, want_du, k, *y.shape),
+    )
+
+
+def _fake_backward_jvp(k, dgy, dgs_n, dx, dw_ih, dy, daux, dy0, dw, dleak, x, w_ih, y, aux, y0,  # type: ignore[no-untyped-def]
+                       lam, delta, w, leak, lengths, form, act, unit_leak, needs,
+                       want_dlam):  # fmt: skip
+    n = y.shape[2]
+    return (
+        _empty_or(y, needs & NEED_X, k, *x.shape),
+        _empty_or(y, needs & NEED_INPUT_WEIGHT, k, *w_ih.shape),
+        _empty_or(y, needs & NEED_WEIGHT, k, n, n),
+        _empty_or(y, needs & NEED_BIAS, k, n),
+        _empty_or(y, needs & NEED_DELTA, k, *y.shape),
+        _empty_or(y, needs & NEED_INITIAL, k, *y.shape[1:]),
+        _empty_or(y, needs & NEED_INITIAL, k, *y.shape[1:]),
+        _empty_or(y, want_dlam, k, *y.shape),
+    )
+
+
+if _kernels.HAVE_COMPILED:
+    torch.library.register_fake("rtrl_ext::leaky_layer_forward_jvp", _fake_forward_jvp)
+    torch.library.register_fake("rtrl_ext::leaky_layer_backward_jvp", _fake_backward_jvp)
