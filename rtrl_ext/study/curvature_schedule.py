@@ -10,9 +10,9 @@ from .config import LEVELS, Settings
 from .network import RECURRENT
 
 #: cost of one Hessian product per sequence, in training gradients (forward, backward) of one
-PRODUCT_COST = 2.5
+PRODUCT_COST = 4.5
 #: cost of one evaluation per sequence, in the same unit
-EVALUATION_COST = 0.3
+EVALUATION_COST = 0.35
 #: cost of one measurement of gradient quality per sequence: a forward and two backwards
 ALIGNMENT_COST = 1.7
 #: relative residual at which the warm-started Lanczos stops: λ₁ is then right to about one per cent
@@ -48,7 +48,8 @@ class CurvatureSchedule:
             "lambda1_full": Hessian(model, loss_fn, batch),
         }
         self._product_work = PRODUCT_COST * batch[0].shape[1]
-        self._vectors: dict[str, Tensor] = {}
+        #: the newest eigenvectors, by name of the measure
+        self.vectors: dict[str, Tensor] = {}
         self._levels = list(LEVELS)
         self.training_work = 0.0
         self.curvature_work = 0.0
@@ -62,7 +63,7 @@ class CurvatureSchedule:
         found = {}
         for name, operator in self._operators.items():
             result = operator.eigsh(k=1, tol=1e-2, max_products=self.settings.final_products + 1)
-            self._vectors[name] = result.vectors[:, 0]
+            self.vectors[name] = result.vectors[:, 0]
             found[name] = float(result.values[0])
         return found
 
@@ -82,8 +83,8 @@ class CurvatureSchedule:
             room = share * self.settings.curvature_budget * self.training_work - self.curvature_work
             products = min(int(room / self._product_work), self.settings.curvature_products)
             if products >= FEWEST:
-                value, self._vectors[name], used = lanczos(
-                    operator, self._vectors[name], products, TOLERANCE
+                value, self.vectors[name], used = lanczos(
+                    operator, self.vectors[name], products, TOLERANCE
                 )
                 self.curvature_work += used * self._product_work
                 found[name] = value
@@ -99,7 +100,9 @@ class CurvatureSchedule:
 
     def _log_spaced(self, iteration: int) -> bool:
         count, rest = divmod(iteration, self.settings.eval_every)
-        return rest == 0 and count > 0 and (count & (count - 1)) == 0
+        while count > 3 and count % 2 == 0:
+            count //= 2
+        return rest == 0 and 1 <= count <= 3
 
     def _even(self, iteration: int) -> bool:
         step = self.settings.iterations / min(

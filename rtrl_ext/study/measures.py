@@ -1,7 +1,7 @@
 """What is measured on a network: losses, gradient quality, final curvature."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,13 +66,15 @@ class GradientQuality:
         return {n: s / self._count for n, s in self._sums.items()} if self._count else {}
 
 
-def final_curvature(model: nn.Module, data: Data, settings: Settings) -> dict[str, float]:
+def final_curvature(
+    model: nn.Module, data: Data, settings: Settings, start: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
     """Leading eigenvalues (signed) and trace of the true loss's Hessian at the end of a run.
 
     ``lambda1``: recurrent block, first ``curvature_batch`` training sequences, without L2;
     ``lambda1_l2`` with it; ``lambda1_full``: all parameters; ``lambda1_heldout``: recurrent block
     on test sequences; ``lambda1_w2 = λ₁ ‖W‖²``; ``trace`` of the recurrent block with its standard
-    error.
+    error. ``start`` holds eigenvectors to start from.
     """
     if settings.curvature == "none":
         return {}
@@ -80,23 +82,26 @@ def final_curvature(model: nn.Module, data: Data, settings: Settings) -> dict[st
     train = data.train.batch(slice(0, count))
     test = data.test.batch(slice(0, count))
     loss_fn = data.train.loss_fn
+    vectors = start or {}
     block = Hessian(model, loss_fn, train, params=[RECURRENT])
-    lambda1 = _leading(block, settings)
+    full = Hessian(model, loss_fn, train)
+    heldout = Hessian(model, loss_fn, test, params=[RECURRENT])
+    lambda1 = _leading(block, settings, vectors.get("lambda1"))
     trace = block.trace(method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED)
     weight = model.get_parameter(RECURRENT)
     return {
         "lambda1": lambda1,
         "lambda1_l2": lambda1 + settings.l2,
-        "lambda1_full": _leading(Hessian(model, loss_fn, train), settings),
-        "lambda1_heldout": _leading(Hessian(model, loss_fn, test, params=[RECURRENT]), settings),
+        "lambda1_full": _leading(full, settings, vectors.get("lambda1_full")),
+        "lambda1_heldout": _leading(heldout, settings, vectors.get("lambda1")),
         "lambda1_w2": lambda1 * float(weight.detach().double().square().sum()),
         "trace": float(trace.value),
         "trace_stderr": float(trace.stderr),
     }
 
 
-def _leading(operator: Hessian, settings: Settings) -> float:
+def _leading(operator: Hessian, settings: Settings, start: Tensor | None) -> float:
     if settings.curvature == "power":
         return operator.power_iteration(max_iter=settings.final_products).value
-    found = operator.eigsh(k=1, tol=1e-2, max_products=settings.final_products)
-    return float(found.values[0])
+    products = settings.final_products
+    return float(operator.eigsh(k=1, tol=1e-2, max_products=products, v0=start).values[0])

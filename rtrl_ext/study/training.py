@@ -94,7 +94,11 @@ class Training:
             if "test_loss" not in self.log.row:
                 self._test(self.log.row)
             found.update({k: self.log.row[k] for k in self.log.row if k.startswith(("test", "sh"))})
-            found.update(final_curvature(self.model, self.data, self.settings))
+            found.update(
+                final_curvature(self.model, self.data, self.settings, self.curvature.vectors)
+            )
+        for name in ("lambda1", "lambda1_full"):
+            self.log.row[name] = found[name]
         if found["lambda1_full"] is not None and found["rho"] is not None:
             found["eta_rho_lambda_half"] = self.lr * found["rho"] * found["lambda1_full"] / 2
         change = self.model.get_parameter(RECURRENT).detach() - self.start
@@ -145,7 +149,7 @@ class Training:
         if self.iteration == 0:
             with self._clock("initial"):
                 row.update(self.curvature.initial())
-        else:
+        elif not stop:  # the final measures fill the last row
             with self._clock("curvature"):
                 row.update(self.curvature.measure(self.iteration, loss))
         self._previous = {k: v.detach().clone() for k, v in self.model.named_parameters()}
