@@ -54,6 +54,8 @@ def _print_comparison(path: str, rows: Sequence[results.Row]) -> int:
     _, old = results.load(path)
     changes = results.compare(old, rows)
     print(f"\ncompared with {path}: {len(changes)} ratios")
+    if not changes:
+        print("  nothing in common: run the same suites, columns and threads as the baseline")
     for change in changes:
         factor = change.new / change.old
         if change.regressed or abs(factor - 1) > 0.05:
