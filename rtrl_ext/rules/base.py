@@ -201,10 +201,10 @@ def _literal(text: str) -> Any:
 
 
 def table() -> list[dict[str, Any]]:
-    """Every rule: name, aliases, parameters, cells, modes, cost per step, source.
+    """Every rule: name, aliases, parameters, cells, modes, cost, source.
 
-    One dict a rule, in the order of the documentation; sizes in ``cost`` are B batch, n hidden, m
-    inputs.
+    One dict a rule, in the order of the documentation. ``cost`` counts the multiplications and
+    additions of the backward pass per time step, for batch B, n hidden units, m inputs.
     """
     return [
         {

@@ -14,7 +14,7 @@ class BPTT(Rule):
     """Backpropagation through time (Rumelhart et al. 1986; Werbos 1990): the exact gradient."""
 
     name: ClassVar[str] = "bptt"
-    cost: ClassVar[str] = "6 B n (n + m) - 2 B n m without input gradient; history 3 B n numbers"
+    cost: ClassVar[str] = "2 B n (2 n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Werbos 1990"
 
     def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:

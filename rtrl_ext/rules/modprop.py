@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True, eq=False, repr=False)
 class ModProp(Rule):
-    """Cell-type-specific modulators that travel over several synapses. Liu, Ghosh et al. 2022.
+    """Cell-type-specific modulators that travel over several synapses. Liu, Smith et al. 2022.
 
     ``form="paper"``: `EProp` plus, for lags s = 1..taps, the learning signals ``ψ_j L_j`` sent back
     through ``μ^{s-1} (κ w)^s``; the leak of the units on the way is dropped. ``taps=None`` means
