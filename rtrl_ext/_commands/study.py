@@ -1,7 +1,9 @@
 """``rtrl-ext study run | status | report``."""
 
 import argparse
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
             network.rnn.rule = training_rule(one)
         except (ValueError, TypeError) as error:
             raise UsageError(f"--rules: {error}") from error
-    executor = _dask(arguments.dask) if arguments.dask else None
-    folder = open_study(arguments.out, study, extend=arguments.extend)
-    counts = run_study(folder, study, workers=arguments.workers, executor=executor)
+    with _dask(arguments.dask) if arguments.dask else nullcontext() as executor:
+        folder = open_study(arguments.out, study, extend=arguments.extend)
+        counts = run_study(folder, study, workers=arguments.workers, executor=executor)
     total = sum(counts.values())
     parts = [f"{value} {name}" for name, value in counts.items() if value]
     print(f"{total} runs: {', '.join(parts)}; next: rtrl-ext study report {folder}")
@@ -66,15 +68,19 @@ def _rules(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _dask(address: str) -> Executor:
+@contextmanager
+def _dask(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError(
             "--dask needs the package distributed: pip install distributed"
         ) from error
-    executor: Executor = Client(address).get_executor()
-    return executor
+    client = Client(address)
+    try:
+        yield client.get_executor()
+    finally:
+        client.close()
 
 
 def show_status(arguments: argparse.Namespace) -> int:

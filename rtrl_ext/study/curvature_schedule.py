@@ -25,8 +25,8 @@ class CurvatureSchedule:
     """Leading Hessian eigenvalues of the true loss along training, within a budget of work.
 
     They are taken before the first step, then wherever the training loss first falls below a level
-    at which runs are compared, and at log-spaced checkpoints on the grid of evaluations (1, 2, 4,
-    ... times ``eval_every``). Each is a Lanczos run from the vector of the one before, of at most
+    at which runs are compared, and at log-spaced checkpoints on the grid of evaluations (1, 2, 3,
+    4, 6, 8, ... times ``eval_every``). Each is a Lanczos run from the last one's vector, of at most
     ``curvature_products`` products on a fixed batch. Work is counted, not timed, so that the same
     configuration takes the same measurements: a checkpoint gets as many products as keep curvature
     within ``curvature_budget`` of the training work so far, and is left out if these are fewer than

@@ -52,7 +52,7 @@ def run_study(
         StudyError: a worker process died.
         KeyboardInterrupt: after the workers have been ended.
     """
-    place = Path(folder)
+    place = Path(folder).resolve()  # workers elsewhere have another current folder
     if workers is not None and workers < 1:
         raise ValueError(f"workers: got {workers}, expected at least 1")
     shown = display or make_display()

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def initialize(parent: int) -> None:
-    """Set up a worker: one thread, no reaction to Ctrl-C, death with the process ``parent``."""
+    """Set up a worker: no reaction to Ctrl-C, death with the process ``parent``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
-    torch.set_num_threads(1)
 
 
 def end_with_parent(parent: int) -> None:
@@ -33,6 +34,17 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the request was in force
         os._exit(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread, so that a run's numbers don't depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_one(folder: str, config: dict[str, Any]) -> str:
@@ -56,7 +68,8 @@ def run_one(folder: str, config: dict[str, Any]) -> str:
         (place / RECORD).unlink(missing_ok=True)
         try:
             lr = learning_rate(run, Path(folder))
-            return str(perform(run, place, lr)["status"])
+            with one_thread():
+                return str(perform(run, place, lr)["status"])
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             failed = make_record(run, "failed", {}, run.settings.lr, reason)
