@@ -17,15 +17,29 @@ inline void addmm_out(const Tensor& out, const Tensor& base, const Tensor& a, co
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), base.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-// `rows` of a 2-D tensor from `first` on; its transpose.
-inline Tensor rows_of(Tensor x, int64_t first, int64_t rows) {
-  return torch::stable::narrow(x, 0, first, rows);
+// out += a b.
+inline void add_product(const Tensor& out, const Tensor& a, const Tensor& b) {
+  addmm_out(out, out, a, b);
 }
-inline Tensor transposed(const Tensor& x) {
-  return torch::stable::transpose(x, 0, 1);
+
+inline Tensor strided(const Tensor& x, int64_t offset, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row, column};
+  AtenTensorHandle view = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, x.storage_offset() + offset, &view));
+  return Tensor(view);
 }
-inline Tensor as_rows(const Tensor& x, int64_t columns) {
-  return torch::stable::view(x, {-1, columns});
-}
+
+// A dense tensor seen as rows of `columns` numbers: `rows` of them from row `first` on, as they are or transposed. One view,
+// where narrow, select and transpose would each be a call of the dispatcher.
+class Rows {
+ public:
+  Rows(const Tensor& x, int64_t columns) : x_(x), columns_(columns) {}
+  Tensor operator()(int64_t first, int64_t rows) const { return strided(x_, first * columns_, rows, columns_, columns_, 1); }
+  Tensor transposed(int64_t first, int64_t rows) const { return strided(x_, first * columns_, columns_, rows, 1, columns_); }
+
+ private:
+  Tensor x_;
+  int64_t columns_;
+};
 
 }  // namespace rx

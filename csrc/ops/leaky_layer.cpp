@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
   // The input product is written where the activations will be kept.
   const Tensor pre = unit_leak ? y : aux;
-  const Tensor x2 = as_rows(x, m), pre2 = as_rows(pre, n), u = transposed(w_ih);
+  const Rows x2(x, m), pre2(pre, n);
+  const Tensor u = Rows(dense(w_ih), m).transposed(0, n);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     Scratch<T> bias(n);
@@ -45,9 +46,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
     Tiles<T> tiles(shape, p.w, 1, true, piece < T_);
     for (int64_t t = 0; t < T_; t += piece) {
       const int64_t steps = std::min(piece, T_ - t);
-      const Tensor to = rows_of(pre2, t * B, steps * B), with = rows_of(x2, t * B, steps * B);
+      const Tensor to = pre2(t * B, steps * B), with = x2(t * B, steps * B);
       if (drive) {
-        addmm_out(to, rows_of(as_rows(*drive, n), t * B, steps * B), with, u);
+        addmm_out(to, Rows(*drive, n)(t * B, steps * B), with, u);
       } else {
         mm_out(to, with, u);
       }
@@ -100,7 +101,8 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
   }
   LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
-  const Tensor x2 = as_rows(x, m), y2 = as_rows(y, n);
+  const Rows x2(x, m), y2(y, n), dx2(dx, m);
+  const Tensor w_ih = dense(w_ih_);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     const int64_t piece = piece_steps(B, m * (needs & kNeedX ? 2 : 1) + (unit_leak ? 3 : 4) * n, sizeof(T));
@@ -129,23 +131,20 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
       std::fill(bias.get(), bias.get() + tiles.count() * n, T(0));
       p.bias = bias.get();
     }
-    const Tensor part2 = as_rows(part, n);
+    const Rows part2(part, n);
     for (int64_t end = T_; end > 0; end -= piece) {
       const int64_t t = std::max<int64_t>(0, end - piece), steps = end - t;
       p.s.begin = t;
       p.s.end = end;
       p.s.resume = end < T_;
       tiles.run(p, leaky_kernels<T>().backward);
-      const Tensor d = rows_of(part2, keep_delta ? t * B : 0, steps * B), dt = transposed(d);
-      if (needs & kNeedX) mm_out(rows_of(as_rows(dx, m), t * B, steps * B), d, w_ih_);
-      if (needs & kNeedInputWeight) addmm_out(du, du, dt, rows_of(x2, t * B, steps * B));
+      const int64_t first = keep_delta ? t * B : 0, rows = steps * B;
+      if (needs & kNeedX) mm_out(dx2(t * B, rows), part2(first, rows), w_ih);
+      if (needs & kNeedInputWeight) add_product(du, part2.transposed(first, rows), x2(t * B, rows));
       if (needs & kNeedWeight) {
-        const int64_t skip = t == 0 ? 1 : 0;  // step 0 sees y0
-        if (steps > skip) {
-          addmm_out(dw, dw, transposed(rows_of(d, skip * B, (steps - skip) * B)),
-                    rows_of(y2, (t + skip - 1) * B, (steps - skip) * B));
-        }
-        if (skip && y0) addmm_out(dw, dw, transposed(rows_of(d, 0, B)), *y0);
+        const int64_t skip = t == 0 ? B : 0;  // step 0 sees y0
+        if (rows > skip) add_product(dw, part2.transposed(first + skip, rows - skip), y2(t * B + skip - B, rows - skip));
+        if (skip && y0) add_product(dw, part2.transposed(first, B), *y0);
       }
     }
     if (needs & kNeedBias) {

@@ -8,7 +8,7 @@ namespace rx {
 // Which gradients to make; the others come back empty.
 enum Need : int64_t { kNeedX = 1, kNeedInputWeight = 2, kNeedWeight = 4, kNeedBias = 8, kNeedDelta = 16, kNeedInitial = 32 };
 
-constexpr int64_t kPieceBytes = 768 * 1024;
+constexpr int64_t kPieceBytes = 1024 * 1024;
 
 // Steps per piece, for `width` numbers per row and step.
 inline int64_t piece_steps(int64_t B, int64_t width, size_t element) {

@@ -5,14 +5,6 @@
 namespace rx {
 namespace {
 
-// Direction i of x (k, rows, columns), from `first` on.
-Tensor direction(const Tensor& x, int64_t i, int64_t first, int64_t rows) {
-  return rows_of(torch::stable::select(x, 0, i), first, rows);
-}
-OptionalTensor as_directions(const OptionalTensor& x, int64_t k, int64_t columns) {
-  return x ? OptionalTensor(torch::stable::view(dense(*x), {k, -1, columns})) : x;
-}
-
 // out += or = a b: the first product of a sum overwrites.
 class Sum {
  public:
@@ -49,6 +41,22 @@ In<T> directions(const OptionalTensor& x) {
   return x ? In<T>{static_cast<const T*>(x->const_data_ptr()), true} : In<T>{};
 }
 
+// Directions worked on together: enough rows to fill a tile of the recurrence, few enough to stay in the L2 cache.
+// A divisor of k, so that all groups are alike.
+int64_t group_size(int64_t k, int64_t B) {
+  int64_t group = std::min(k, std::max<int64_t>(1, kTileRowsMax / std::max<int64_t>(1, B)));
+  while (k % group) --group;
+  return group;
+}
+template <class T>
+In<T> from_direction(In<T> x, int64_t offset) {
+  return {x.p ? x.p + offset : nullptr, x.lead};
+}
+template <class T>
+T* from_direction(T* x, int64_t offset) {
+  return x ? x + offset : nullptr;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const OptionalTensor& dx_, const OptionalTensor& dw_ih_,
                                                              const OptionalTensor& dbias_, const OptionalTensor& dy0_,
                                                              const OptionalTensor& ds0_, const OptionalTensor& dw_,
@@ -77,15 +85,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
   check_like(leak_, "leak", dtype, {n});
   const Tensor x = dense(x_), y = dense(y_), aux = dense(aux_), w = dense(w_), leak = dense(leak_);
   const OptionalTensor y0 = dense(y0_), s0 = dense(s0_), lengths = dense(lengths_), dbias = dense(dbias_), dy0 = dense(dy0_),
-                       ds0 = dense(ds0_), dleak = dense(dleak_), dw = dense(dw_), dw_ih = dense(dw_ih_),
-                       dx = as_directions(dx_, k, m);
+                       ds0 = dense(ds0_), dleak = dense(dleak_), dw = dense(dw_), dw_ih = dense(dw_ih_), dx = dense(dx_);
   Tensor dy = make(x, {k, T_, B, n}), daux = unit_leak ? make(x, {0}) : make(x, {k, T_, B, n}), ds_n = make(x, {k, B, n});
   Tensor du = want_du ? make(x, {k, T_, B, n}) : make(x, {0});
   if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, du};
   LeakyShape shape = leaky_shape(k, T_, B, n, form, act, unit_leak);
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
   const Tensor pre = unit_leak ? dy : daux;  // written in place
-  const Tensor pre3 = torch::stable::view(pre, {k, -1, n}), x2 = as_rows(x, m), y2 = as_rows(y, n), u = transposed(w_ih);
+  const Tensor u = Rows(dense(w_ih), m).transposed(0, n);
+  const Rows pre2(pre, n), x2(x, m), y2(y, n), dx2(dx ? *dx : x, m), du2(dw_ih ? *dw_ih : x, m), dw2(dw ? *dw : x, n);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     LeakyForwardJvp<T> p{shape,
@@ -103,28 +111,46 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
                          out<T>(daux),
                          out<T>(ds_n),
                          out<T>(du)};
-    const int64_t piece = piece_steps(B, k * n * (unit_leak ? 1 : 2) + n + m, sizeof(T));
-    Tiles<T> tiles(shape, p.w, 1, true, piece < T_);
-    for (int64_t t = 0; t < T_; t += piece) {
-      const int64_t steps = std::min(piece, T_ - t), rows = steps * B, skip = t == 0 ? B : 0;  // the first step sees y0
-      for (int64_t i = 0; i < k; ++i) {
-        Sum sum(direction(pre3, i, t * B, rows));
-        if (dx) sum.add(direction(*dx, i, t * B, rows), u);
-        if (dw_ih) sum.add(rows_of(x2, t * B, rows), transposed(torch::stable::select(*dw_ih, 0, i)));
-        if (dw) {
-          sum.finish();
-          const Tensor to = direction(pre3, i, t * B, rows), v = transposed(torch::stable::select(*dw, 0, i));
-          if (rows > skip)
-            addmm_out(rows_of(to, skip, rows - skip), rows_of(to, skip, rows - skip),
-                      rows_of(y2, t * B + skip - B, rows - skip), v);
-          if (skip && y0) addmm_out(rows_of(to, 0, B), rows_of(to, 0, B), *y0, v);
+    const int64_t group = group_size(k, B), piece = piece_steps(B, group * n * (unit_leak ? 1 : 2) + 2 * n + m, sizeof(T));
+    LeakyForwardJvp<T> q = p;
+    q.s.L = group;
+    Tiles<T> tiles(q.s, p.w, 1, true, piece < T_);
+    for (int64_t i0 = 0; i0 < k; i0 += group) {
+      const int64_t sequence = i0 * T_ * B * n, batch = i0 * B * n;
+      q.dpre = from_direction(p.dpre, sequence);
+      q.dy0 = from_direction(p.dy0, batch);
+      q.ds0 = from_direction(p.ds0, batch);
+      q.dleak = from_direction(p.dleak, i0 * n);
+      q.dbias = from_direction(p.dbias, i0 * n);
+      q.dy = from_direction(p.dy, sequence);
+      q.daux = from_direction(p.daux, sequence);
+      q.ds_n = from_direction(p.ds_n, batch);
+      q.du = from_direction(p.du, sequence);
+      for (int64_t t = 0; t < T_; t += piece) {
+        const int64_t steps = std::min(piece, T_ - t), rows = steps * B, skip = t == 0 ? B : 0;  // the first step sees y0
+        for (int64_t i = i0; i < i0 + group; ++i) {
+          const int64_t at = (i * T_ + t) * B;
+          Sum sum(pre2(at, rows));
+          if (dx) sum.add(dx2(at, rows), u);
+          if (dw_ih) sum.add(x2(t * B, rows), du2.transposed(i * n, n));
+          if (!dw) {
+            sum.finish();
+            continue;
+          }
+          const Tensor v = dw2.transposed(i * n, n);
+          if (skip) {
+            sum.finish();
+            if (y0) add_product(pre2(at, B), *y0, v);
+            if (rows > skip) add_product(pre2(at + skip, rows - skip), y2(0, rows - skip), v);
+          } else {
+            sum.add(y2(t * B - B, rows), v);
+          }
         }
-        if (!dw) sum.finish();
+        q.s.begin = t;
+        q.s.end = t + steps;
+        q.s.resume = t > 0;
+        tiles.run(q, leaky_kernels<T>().forward_jvp);
       }
-      p.s.begin = t;
-      p.s.end = t + steps;
-      p.s.resume = t > 0;
-      tiles.run(p, leaky_kernels<T>().forward_jvp);
     }
   });
   return {dy, daux, ds_n, du};
@@ -135,7 +161,7 @@ using Tangents = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
 
 Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const OptionalTensor& dgs_n_, const OptionalTensor& dx_,
                             const OptionalTensor& dw_ih_, const Tensor& dy_, const Tensor& daux_, const OptionalTensor& dy0_,
-                            const OptionalTensor& dw_, const OptionalTensor& dleak_, const Tensor& x_, const Tensor& w_ih,
+                            const OptionalTensor& dw_, const OptionalTensor& dleak_, const Tensor& x_, const Tensor& w_ih_,
                             const Tensor& y_, const Tensor& aux_, const OptionalTensor& y0_, const Tensor& lam_,
                             const Tensor& delta_, const Tensor& w_, const Tensor& leak_, const OptionalTensor& lengths_,
                             int64_t form, int64_t act, bool unit_leak, int64_t needs, bool want_dlam) {
@@ -151,7 +177,7 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
   check_like(dy0_, "dy0", dtype, {k, B, n});
   check_like(dw_, "dw", dtype, {k, n, n});
   check_like(dleak_, "dleak", dtype, {k, n});
-  check_like(w_ih, "w_ih", dtype, {n, m});
+  check_like(w_ih_, "w_ih", dtype, {n, m});
   check_like(y_, "y", dtype, {T_, B, n});
   if (!unit_leak) {
     check_like(daux_, "daux", dtype, {k, T_, B, n});
@@ -165,8 +191,7 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
   const Tensor x = dense(x_), y = dense(y_), aux = dense(aux_), w = dense(w_), leak = dense(leak_), lam = dense(lam_),
                delta = dense(delta_), dy = dense(dy_), daux = dense(daux_);
   const OptionalTensor y0 = dense(y0_), lengths = dense(lengths_), dgs_n = dense(dgs_n_), dy0 = dense(dy0_), dw = dense(dw_),
-                       dleak = dense(dleak_), dw_ih = dense(dw_ih_), dx = as_directions(dx_, k, m),
-                       dgy = as_directions(dgy_, k, n);
+                       dleak = dense(dleak_), dw_ih = dense(dw_ih_), dx = dense(dx_), dgy = dense(dgy_);
   const Tensor none = make(x, {0});
   const bool keep = needs & kNeedDelta;
   Tensor ddx = needs & kNeedX ? make(x, {k, T_, B, m}) : none;
@@ -182,14 +207,19 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
   }
   LeakyShape shape = leaky_shape(k, T_, B, n, form, act, unit_leak);
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
-  const Tensor x2 = as_rows(x, m), y2 = as_rows(y, n), delta2 = as_rows(delta, n);
-  const Tensor dy3 = torch::stable::view(dy, {k, -1, n});
+  const Tensor w_ih = dense(w_ih_);
+  const Rows x2(x, m), y2(y, n), delta2(delta, n), dy2(dy, n), dgy2(dgy ? *dgy : x, n), dx2(dx ? *dx : x, m),
+      du2(dw_ih ? *dw_ih : x, m), dw2(dw ? *dw : x, n), dy02(dy0 ? *dy0 : x, n), ddx2(ddx, m), ddu2(ddu, m), ddw2(ddw, n),
+      ddb2(ddb, n), ddelta2(ddelta, n), dgy02(dgy0, n);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t piece = std::min(T_, piece_steps(B, k * n * (unit_leak ? 2 : 3) + 4 * n + m, sizeof(T)));
-    const Tensor part = make(x, {k * piece * B, n});
+    const int64_t group = group_size(k, B);
+    const int64_t piece = std::min(T_, piece_steps(B, group * n * (unit_leak ? 2 : 3) + 4 * n + m, sizeof(T)));
+    const Tensor part = make(x, {group * piece * B, n});
+    const Rows part2(part, n);
     Tensor ones = make(x, {1, piece * B});
     std::fill(out<T>(ones), out<T>(ones) + piece * B, T(1));
+    const Rows ones2(ones, 1);
     LeakyBackwardJvp<T> p{shape,
                           true,
                           directions<T>(part),
@@ -207,63 +237,66 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
                           out<T>(dgy0),
                           out<T>(dgs0),
                           out<T>(dlam)};
-    Tiles<T> tiles(shape, p.w, 1, false, piece < T_);
-    for (int64_t end = T_; end > 0; end -= piece) {
-      const int64_t t = std::max<int64_t>(0, end - piece), steps = end - t, rows = steps * B;
-      const int64_t heard = end == T_ ? rows - B : rows;  // the last step of all has no successor
-      auto of_part = [&](int64_t i) { return rows_of(part, i * rows, rows); };
-      for (int64_t i = 0; i < k; ++i) {
-        const Tensor to = of_part(i);
-        auto signal = [&](int64_t first, int64_t count) {
-          const Tensor piece_of = rows_of(to, first, count);
-          return dgy ? Sum(piece_of, direction(*dgy, i, t * B + first, count)) : Sum(piece_of);
-        };
-        if (heard > 0) {
-          Sum sum = signal(0, heard);
-          if (dw) sum.add(rows_of(delta2, (t + 1) * B, heard), torch::stable::select(*dw, 0, i));
-          sum.finish();
-        }
-        if (heard < rows) signal(heard, rows - heard).finish();
-      }
-      p.s.begin = t;
-      p.s.end = end;
-      p.s.resume = end < T_;
-      tiles.run(p, leaky_kernels<T>().backward_jvp);
-      const Tensor d = rows_of(delta2, t * B, rows), dt = transposed(d);
-      const int64_t skip = t == 0 ? B : 0;
-      for (int64_t i = 0; i < k; ++i) {
-        const Tensor dd = of_part(i), ddt = transposed(dd);
-        if (keep) {
-          Tensor to = direction(torch::stable::view(ddelta, {k, -1, n}), i, t * B, rows);
-          torch::stable::copy_(to, dd);
-        }
-        if (needs & kNeedX) {
-          Sum sum(direction(torch::stable::view(ddx, {k, -1, m}), i, t * B, rows));
-          sum.add(dd, w_ih);
-          if (dw_ih) sum.add(d, torch::stable::select(*dw_ih, 0, i));
-        }
-        if (needs & kNeedInputWeight) {
-          const Tensor to = torch::stable::select(ddu, 0, i);
-          addmm_out(to, to, ddt, rows_of(x2, t * B, rows));
-          if (dx) addmm_out(to, to, dt, direction(*dx, i, t * B, rows));
-        }
-        if (needs & kNeedBias) {
-          const Tensor to = rows_of(ddb, i, 1);
-          addmm_out(to, to, torch::stable::narrow(ones, 1, 0, rows), dd);
-        }
-        if (needs & kNeedWeight) {
-          const Tensor to = torch::stable::select(ddw, 0, i);
-          if (rows > skip) {
-            const int64_t before = t * B + skip - B, count = rows - skip;
-            addmm_out(to, to, transposed(rows_of(dd, skip, count)), rows_of(y2, before, count));
-            addmm_out(to, to, transposed(rows_of(d, skip, count)), direction(dy3, i, before, count));
+    LeakyBackwardJvp<T> q = p;
+    q.s.L = group;
+    Tiles<T> tiles(q.s, p.w, 1, false, piece < T_);
+    for (int64_t i0 = 0; i0 < k; i0 += group) {
+      const int64_t sequence = i0 * T_ * B * n, batch = i0 * B * n;
+      q.dgs_n = from_direction(p.dgs_n, batch);
+      q.dleak = from_direction(p.dleak, i0 * n);
+      q.dy = from_direction(p.dy, sequence);
+      q.daux = from_direction(p.daux, sequence);
+      q.dgy0 = from_direction(p.dgy0, batch);
+      q.dgs0 = from_direction(p.dgs0, batch);
+      q.dlam = from_direction(p.dlam, sequence);
+      for (int64_t end = T_; end > 0; end -= piece) {
+        const int64_t t = std::max<int64_t>(0, end - piece), steps = end - t, rows = steps * B;
+        const int64_t heard = end == T_ ? rows - B : rows;  // the last step of all has no successor
+        for (int64_t i = i0; i < i0 + group; ++i) {
+          const int64_t at = (i * T_ + t) * B, local = (i - i0) * rows;
+          auto signal = [&](int64_t first, int64_t number) {
+            const Tensor to = part2(local + first, number);
+            return dgy ? Sum(to, dgy2(at + first, number)) : Sum(to);
+          };
+          if (heard > 0) {
+            Sum sum = signal(0, heard);
+            if (dw) sum.add(delta2((t + 1) * B, heard), dw2(i * n, n));
+            sum.finish();
           }
-          if (skip && y0) addmm_out(to, to, transposed(rows_of(dd, 0, B)), *y0);
-          if (skip && dy0) addmm_out(to, to, transposed(rows_of(d, 0, B)), torch::stable::select(*dy0, 0, i));
+          if (heard < rows) signal(heard, rows - heard).finish();
         }
-        if (skip && dw && (needs & kNeedInitial)) {
-          const Tensor to = torch::stable::select(dgy0, 0, i);
-          addmm_out(to, to, rows_of(d, 0, B), torch::stable::select(*dw, 0, i));
+        q.s.begin = t;
+        q.s.end = end;
+        q.s.resume = end < T_;
+        tiles.run(q, leaky_kernels<T>().backward_jvp);
+        const int64_t skip = t == 0 ? B : 0;
+        for (int64_t i = i0; i < i0 + group; ++i) {
+          const int64_t at = (i * T_ + t) * B, local = (i - i0) * rows;
+          if (keep) {
+            Tensor to = ddelta2(at, rows);
+            torch::stable::copy_(to, part2(local, rows));
+          }
+          if (needs & kNeedX) {
+            Sum sum(ddx2(at, rows));
+            sum.add(part2(local, rows), w_ih);
+            if (dw_ih) sum.add(delta2(t * B, rows), du2(i * n, n));
+          }
+          if (needs & kNeedInputWeight) {
+            const Tensor to = ddu2(i * n, n);
+            add_product(to, part2.transposed(local, rows), x2(t * B, rows));
+            if (dx) add_product(to, delta2.transposed(t * B, rows), dx2(at, rows));
+          }
+          if (needs & kNeedBias) add_product(ddb2(i, 1), ones2.transposed(0, rows), part2(local, rows));
+          if (needs & kNeedWeight) {
+            const Tensor to = ddw2(i * n, n);
+            if (rows > skip) {
+              add_product(to, part2.transposed(local + skip, rows - skip), y2(t * B + skip - B, rows - skip));
+              add_product(to, delta2.transposed(t * B + skip, rows - skip), dy2(at + skip - B, rows - skip));
+            }
+            if (skip && y0) add_product(to, part2.transposed(local, B), *y0);
+            if (skip && dy0) add_product(to, delta2.transposed(0, B), dy02(i * B, B));
+          }
+          if (skip && dw && (needs & kNeedInitial)) add_product(dgy02(i * B, B), delta2(0, B), dw2(i * n, n));
         }
       }
     }
