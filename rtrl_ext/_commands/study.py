@@ -105,11 +105,12 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the report of a study and say where it is."""
+    """Write the report of a study, print its table and say where the report is."""
     load_study(arguments.folder)
-    from ..study.report import write_report
+    from ..study.report import summary_text, write_report
 
     out = None if arguments.out is None else Path(arguments.out)
     path = write_report(Path(arguments.folder), out)
-    print(f"report: {path}")
+    print(summary_text(Path(arguments.folder)))
+    print(f"\nreport: {path.resolve()}")
     return 0
