@@ -8,6 +8,7 @@ import torch
 
 from rtrl_ext.curvature import Hessian
 from rtrl_ext.study.config import RunConfig, rule_spec, settings
+from rtrl_ext.study.curvature_schedule import lanczos
 from rtrl_ext.study.measures import GradientQuality, evaluate
 from rtrl_ext.study.network import RECURRENT, make_data, make_network, training_rule
 from rtrl_ext.study.records import RunLog, read_record
@@ -269,3 +270,20 @@ def test_evaluate_counts_every_sequence_once(small: dict[str, Any]) -> None:
 def test_batch_larger_than_the_training_set_is_refused(small: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="batch_size: got 61, expected at most the 60"):
         make_data(config(small, batch_size=61).settings, 0)
+
+
+def test_lanczos_against_the_dense_matrix(small: dict[str, Any]) -> None:
+    one = config(small).settings
+    data, model = make_data(one, 0), make_network(one, 28, 10, 0)
+    operator = Hessian(model, data.train.loss_fn, data.train.batch(slice(0, 20)), [RECURRENT])
+    values, vectors = torch.linalg.eigh(operator.dense().double())
+    best = int(values.abs().argmax())
+    start = torch.randn(81, generator=torch.Generator().manual_seed(0))
+    value, residual, vector, used = lanczos(operator, start, 40, 1e-4)
+    assert value == pytest.approx(float(values[best]), rel=1e-5)
+    assert residual <= 1e-4 * abs(value) and used < 40
+    assert abs(float(vector.double() @ vectors[:, best])) > 1 - 1e-5
+    rough, error, _, spent = lanczos(operator, start, 3, 1e-4)
+    assert spent == 3 and abs(rough) < abs(value) and error > 1e-4 * abs(rough)
+    _, _, _, again = lanczos(operator, vector, 40, 1e-3)
+    assert again == 1

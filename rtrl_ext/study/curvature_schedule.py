@@ -10,15 +10,17 @@ from .config import LEVELS, Settings
 from .network import RECURRENT
 
 #: cost of one Hessian product per sequence, in training gradients (forward, backward) of one
-PRODUCT_COST = 4.5
+PRODUCT_COST = 3.3
 #: cost of one evaluation per sequence, in the same unit
-EVALUATION_COST = 0.35
+EVALUATION_COST = 0.3
 #: cost of one measurement of gradient quality per sequence: a forward and two backwards
 ALIGNMENT_COST = 1.7
 #: relative residual at which the warm-started Lanczos stops: λ₁ is then right to about one per cent
 TOLERANCE = 0.05
+#: relative residual above which a value that ran out of products is dropped: it would be too low
+ACCEPTED = 0.2
 #: fewest products that a measurement along training is worth
-FEWEST = 3
+FEWEST = 4
 
 
 class CurvatureSchedule:
@@ -30,9 +32,10 @@ class CurvatureSchedule:
     ``curvature_products`` products on a fixed batch. Work is counted, not timed, so that the same
     configuration takes the same measurements: a checkpoint gets as many products as keep curvature
     within ``curvature_budget`` of the training work so far, and is left out if these are fewer than
-    3. Levels come before log-spaced checkpoints, the recurrent block before the full Hessian. With
-    ``curvature="power"`` the measure is the paper's power iteration, at ``curvature_points`` evenly
-    spaced iterations, without a budget.
+    4. A value that is still far from converged is dropped. Levels come before log-spaced
+    checkpoints, the recurrent block before the full Hessian. With ``curvature="power"`` the measure
+    is the paper's power iteration, at ``curvature_points`` evenly spaced iterations, without a
+    budget.
     """
 
     def __init__(
@@ -79,15 +82,16 @@ class CurvatureSchedule:
         found: dict[str, float] = {}
         for name, operator in self._operators.items():
             # the rest of the budget is kept for the levels to come
-            share = 1.0 if crossed and name == "lambda1" else 0.5
+            share = 1.0 if crossed and name == "lambda1" else 0.7
             room = share * self.settings.curvature_budget * self.training_work - self.curvature_work
             products = min(int(room / self._product_work), self.settings.curvature_products)
             if products >= FEWEST:
-                value, self.vectors[name], used = lanczos(
+                value, residual, self.vectors[name], used = lanczos(
                     operator, self.vectors[name], products, TOLERANCE
                 )
                 self.curvature_work += used * self._product_work
-                found[name] = value
+                if residual <= ACCEPTED * abs(value):
+                    found[name] = value
         return found
 
     def _power(self) -> dict[str, float]:
@@ -113,14 +117,14 @@ class CurvatureSchedule:
 
 def lanczos(
     operator: CurvatureOperator, v: Tensor, max_products: int, tol: float
-) -> tuple[float, Tensor, int]:
+) -> tuple[float, float, Tensor, int]:
     """The eigenvalue of largest modulus, signed, by Lanczos from the vector ``v`` (P,).
 
     Full reorthogonalisation; Ritz values in float64. Stops when the residual norm is at most ``tol
     |λ|``. Unlike ``eigsh`` it spends no product on a certificate.
 
     Returns:
-        The Ritz value, its unit vector (P,) and the number of products.
+        The Ritz value, its residual norm, its unit vector (P,) and the number of products.
     """
     basis = [v / v.norm()]
     images: list[Tensor] = []
@@ -136,7 +140,7 @@ def lanczos(
         ritz = q @ coefficients
         residual = float((hq @ coefficients - value * ritz).norm())
         if residual <= tol * abs(value) or len(images) >= min(max_products, len(v)):
-            return value, ritz.to(v.dtype), len(images)
+            return value, residual, ritz.to(v.dtype), len(images)
         rest = image.double()
         for _ in range(2):
             rest = rest - q @ (q.T @ rest)
