@@ -8,11 +8,12 @@ namespace rx {
 // Which gradients to make; the others come back empty.
 enum Need : int64_t { kNeedX = 1, kNeedInputWeight = 2, kNeedWeight = 4, kNeedBias = 8, kNeedDelta = 16, kNeedInitial = 32 };
 
-constexpr int64_t kPieceBytes = 1024 * 1024;
+constexpr int64_t kPieceBytes = 1024 * 1024;  // a core's share of a piece, to stay in its L2 cache
 
 // Steps per piece, for `width` numbers per row and step.
 inline int64_t piece_steps(int64_t B, int64_t width, size_t element) {
-  return std::max<int64_t>(8, kPieceBytes / std::max<int64_t>(1, B * width * static_cast<int64_t>(element)));
+  const int64_t bytes = kPieceBytes * std::max<int64_t>(1, torch::stable::get_num_threads());
+  return std::max<int64_t>(8, bytes / std::max<int64_t>(1, B * width * static_cast<int64_t>(element)));
 }
 
 inline Tensor zeros_like_size(const Tensor& like, std::initializer_list<int64_t> sizes) {
