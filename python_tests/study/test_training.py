@@ -287,3 +287,21 @@ def test_lanczos_against_the_dense_matrix(small: dict[str, Any]) -> None:
     assert spent == 3 and abs(rough) < abs(value) and error > 1e-4 * abs(rough)
     _, _, _, again = lanczos(operator, vector, 40, 1e-3)
     assert again == 1
+
+
+def test_every_level_has_its_eigenvalues_whatever_the_budget(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    options = dict(
+        lr=0.005, optimizer="adam", nonlinearity="tanh", iterations=400, stop_loss=0.7,
+        hidden_size=40, curvature_products=15, final_products=200,
+    )  # fmt: skip
+    _, poor = go(config(small, curvature_budget=0.0, **options), tmp_path / "a")
+    _, rich = go(config(small, curvature_budget=9.0, **options), tmp_path / "b")
+    assert [row["train_loss"] for row in poor] == [row["train_loss"] for row in rich]
+    for level in (1.2, 0.8):
+        i = next(i for i, row in enumerate(poor) if row["train_loss"] <= level)
+        for name in ("lambda1", "lambda1_full"):
+            assert poor[i][name] == pytest.approx(rich[i][name], rel=0.05)
+    # without a budget only the start, the levels and the end are measured
+    assert sum("lambda1" in row for row in poor) == 4 < sum("lambda1" in row for row in rich)

@@ -10,7 +10,7 @@ from .config import LEVELS, Settings
 from .network import RECURRENT
 
 #: cost of one Hessian product per sequence, in training gradients (forward, backward) of one
-PRODUCT_COST = 3.3
+PRODUCT_COST = 3.0
 #: cost of one evaluation per sequence, in the same unit
 EVALUATION_COST = 0.3
 #: cost of one measurement of gradient quality per sequence: a forward and two backwards
@@ -32,10 +32,10 @@ class CurvatureSchedule:
     ``curvature_products`` products on a fixed batch. Work is counted, not timed, so that the same
     configuration takes the same measurements: a checkpoint gets as many products as keep curvature
     within ``curvature_budget`` of the training work so far, and is left out if these are fewer than
-    4. A value that is still far from converged is dropped. Levels come before log-spaced
-    checkpoints, the recurrent block before the full Hessian. With ``curvature="power"`` the measure
-    is the paper's power iteration, at ``curvature_points`` evenly spaced iterations, without a
-    budget.
+    4. A value that is still far from converged is dropped (``late`` makes up for it at levels,
+    after training). Levels come before log-spaced checkpoints, the recurrent block before the full
+    Hessian. With ``curvature="power"`` the measure is the paper's power iteration, at
+    ``curvature_points`` evenly spaced iterations, without a budget.
     """
 
     def __init__(
@@ -92,6 +92,20 @@ class CurvatureSchedule:
                 self.curvature_work += used * self._product_work
                 if residual <= ACCEPTED * abs(value):
                     found[name] = value
+        return found
+
+    def late(self, names: list[str], vectors: dict[str, Tensor]) -> dict[str, float]:
+        """The named measures at the network's present weights, outside the budget.
+
+        For levels that the budget left out, after training; ``vectors`` are those of the time.
+        """
+        found = {}
+        for name in names:
+            value, residual, _, _ = lanczos(
+                self._operators[name], vectors[name], self.settings.curvature_products, TOLERANCE
+            )
+            if residual <= ACCEPTED * abs(value):
+                found[name] = value
         return found
 
     def _power(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 import json
 import math
 import os
@@ -71,10 +72,13 @@ def read_record(run: Path) -> dict[str, Any] | None:
 class RunLog:
     """``log.csv`` of a run: one row per evaluation, empty where a column was not measured.
 
-    The newest row is held back until the next one comes, so that measures can still be added to it.
+    The newest row is held back until the next one comes, so that measures can still be added to
+    it. Rows that are changed later are written again by ``close``.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
         self._stream: TextIO = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.DictWriter(self._stream, COLUMNS, lineterminator="\n")
         self._writer.writeheader()
@@ -94,12 +98,18 @@ class RunLog:
         return self._row
 
     def close(self) -> None:
-        """Write the newest row and close the file."""
+        """Write the newest row, bring the others up to date, and close the file."""
         self._write()
         self._stream.close()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _cell(v) for k, v in row.items()} for row in self._rows)
+        write_atomic(self._path, text.getvalue())
 
     def _write(self) -> None:
         if self._row is not None:
+            self._rows.append(self._row)
             self._writer.writerow({k: _cell(v) for k, v in self._row.items()})
             self._stream.flush()
             self._row = None

@@ -64,6 +64,8 @@ class Training:
         self.iteration = 0
         self._levels = list(LEVELS)
         self._previous: dict[str, Tensor] | None = None
+        #: where a level was crossed and curvature left out: row, weights, eigenvectors
+        self._kept: list[tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]] = []
         self.status = "finished"
 
     def train(self) -> None:
@@ -87,6 +89,8 @@ class Training:
         found["iteration"] = self.iteration
         found.update(self.quality.running)
         found.update({f"{name}_mean": value for name, value in self.quality.mean.items()})
+        with self._clock("final"):
+            self._late_curvature()
         if self.status != "finished":
             return found
         found.update({k: v for k, v in self.log.row.items() if k in FINAL and v is not None})
@@ -153,7 +157,16 @@ class Training:
             with self._clock("curvature"):
                 row.update(self.curvature.measure(self.iteration, loss))
         self._previous = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        if crossed and not stop and self.settings.curvature == "lanczos":
+            self._kept.append((row, self._previous, dict(self.curvature.vectors)))
         return stop
+
+    def _late_curvature(self) -> None:
+        """Complete the eigenvalues of the rows where the loss fell below a level."""
+        for row, weights, vectors in self._kept:
+            missing = [name for name in ("lambda1", "lambda1_full") if name not in row]
+            with self._weights(weights):
+                row.update(self.curvature.late(missing, vectors))
 
     def _test(self, row: dict[str, Any]) -> None:
         with self._clock("evaluation"):
