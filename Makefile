@@ -60,10 +60,10 @@ clean:
 # The environment: torch first, by itself, because it is large and may come from an index of its own.
 $(STAMPS)/requirements: requirements-dev.txt
 ifeq ($(VENV),none)
-	@$(PYTHON) -c "import torch; v = tuple(map(int, torch.__version__.split('+')[0].split('.')[:2])); assert v >= (2, 13), f'VENV=none needs torch >= 2.13 in the active environment, found {torch.__version__}'"
+	@$(PYTHON) -c "import re, sys, importlib.metadata as m; v = next((d.version for d in m.distributions(name='torch')), 'none'); sys.exit(tuple(map(int, re.findall(r'\d+', v)[:2])) < (2, 13) and f'VENV=none needs torch >= 2.13 in the active environment, found {v}')"
 	$(PYTHON) -m pip install --quiet --upgrade-strategy only-if-needed $$(grep -v '^torch==' requirements-dev.txt | grep -v '^#' | sed 's/==.*//')
 else
-	@$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'Python 3.11 or newer is needed, found {sys.version.split()[0]}'"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python 3.11 or newer is needed, found {sys.version.split()[0]}')"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing $$(grep '^torch==' requirements-dev.txt). From PyPI on Linux that is the CUDA build: about 3 GB to download, 6 GB on disk."
 	@echo "For the CPU build (about 200 MB): make $(MAKECMDGOALS) TORCH_INDEX=https://download.pytorch.org/whl/cpu; for an environment you have: VENV=none."
