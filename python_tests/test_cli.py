@@ -184,6 +184,8 @@ def test_train_then_curvature(run: Run, tmp_path: Path, data: str) -> None:
     assert full["eigenvalues"][0] >= block["eigenvalues"][0] * 0.999
     code, out, _ = run("curvature", folder, "--batch", "10", "--heldout")
     assert code == 0 and "split" in out and "test" in out
+    whole = json.loads(run("curvature", folder, "--json")[1])
+    assert whole["sequences"] == 40  # all there are, fewer than the default
 
 
 def test_train_refuses_folders_of_others(run: Run, tmp_path: Path, data: str) -> None:

@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--power", action="store_true", help="by the paper's power iteration")
     command.add_argument("--params", choices=("recurrent", "all"), default="recurrent")
     command.add_argument("--heldout", action="store_true", help="on test instead of training data")
-    command.add_argument("--batch", type=int, default=256, help="sequences (default: 256)")
+    command.add_argument("--batch", type=int, help="sequences (default: 256, or all if fewer)")
     command.add_argument(
         "--trace-products", type=int, default=0, metavar="N", help="also the trace, by N probes"
     )

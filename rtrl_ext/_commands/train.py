@@ -100,18 +100,19 @@ def curvature(arguments: argparse.Namespace) -> int:
     model = make_network(run.settings, data.train.input_size, data.train.output_size, run.seed)
     model.load_state_dict(saved["model"])
     part = data.test if arguments.heldout else data.train
-    if not 1 <= arguments.batch <= len(part):
-        raise UsageError(f"--batch: got {arguments.batch}, expected 1 to {len(part)}")
+    batch = min(256, len(part)) if arguments.batch is None else arguments.batch
+    if not 1 <= batch <= len(part):
+        raise UsageError(f"--batch: got {batch}, expected 1 to {len(part)}")
     torch.set_num_threads(arguments.threads)
     hessian = Hessian(
-        model, part.loss_fn, part.batch(slice(0, arguments.batch)),
+        model, part.loss_fn, part.batch(slice(0, batch)),
         params=None if arguments.params == "all" else [RECURRENT], progress=sys.stderr.isatty(),
     )  # fmt: skip
     result: dict[str, Any] = {
         "run": run.run_id,
         "parameters": arguments.params,
         "split": "test" if arguments.heldout else "train",
-        "sequences": arguments.batch,
+        "sequences": batch,
     }
     if arguments.power:
         power = hessian.power_iteration()
