@@ -22,10 +22,11 @@ inline void add_product(const Tensor& out, const Tensor& a, const Tensor& b) {
   addmm_out(out, out, a, b);
 }
 
+// A view from `offset` numbers past the first of `x` on; the shim counts from where `x` starts in its storage.
 inline Tensor strided(const Tensor& x, int64_t offset, int64_t rows, int64_t columns, int64_t row, int64_t column) {
   const int64_t sizes[] = {rows, columns}, strides[] = {row, column};
   AtenTensorHandle view = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, x.storage_offset() + offset, &view));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, offset, &view));
   return Tensor(view);
 }
 

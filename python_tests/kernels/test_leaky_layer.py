@@ -207,3 +207,22 @@ def test_wrong_shapes_are_refused():
         )
     with pytest.raises(RuntimeError, match="y0 has the wrong shape"):
         ops.leaky_layer_forward(p.x, p.u, None, None, None, p.y0[1:], None, p.w, p.leak, *p.options)
+
+
+def test_operands_with_an_offset_in_their_storage():
+    p = Layer((2, 9, 4, 3, 6, 0, 0, False), False)
+
+    def moved(t):
+        return torch.cat([torch.full_like(t[:1], torch.nan), t])[1:]
+
+    drive = p.new(p.T, p.B, p.n)
+    operands = (p.x, p.u, p.b, None, drive, p.y0, p.s0, p.w, p.leak)
+    away = (None if t is None else moved(t) for t in operands)
+    expected = ops.leaky_layer_forward(*operands, *p.options)
+    close(ops.leaky_layer_forward(*away, *p.options), expected)
+    y, aux, _ = expected
+    gy, rest = p.new(p.T, p.B, p.n), (*p.options, 0, 0.0, 0, 0.0, ALL, True)
+    operands = (gy, None, p.x, y, aux, p.y0, p.u, p.w, p.leak)
+    away = (None if t is None else moved(t) for t in operands)
+    expected = ops.leaky_layer_backward(*operands, *rest)
+    close(ops.leaky_layer_backward(*away, *rest), expected)
