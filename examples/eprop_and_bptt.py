@@ -57,7 +57,8 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"  accuracy: training {accuracy(model, train):.3f}, test {accuracy(model, test):.3f}")
+        known, new = accuracy(model, train), accuracy(model, test)
+        print(f"  accuracy: training {known:.3f}, test {new:.3f}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def test_links_lead_somewhere(path):
 
 def test_readme_lists_the_rules():
     """The table in the README is `rules.table()`."""
-    rows = re.findall(r"^\| (`.*?) \| `(\w+)\(.*?\)` \| (.*?) \| (.*?) \|$", text(ROOT / "README.md"), re.M)
+    row = r"^\| (`.*?) \| `(\w+)\(.*?\)` \| (.*?) \| (.*?) \|$"
+    rows = re.findall(row, text(ROOT / "README.md"), re.M)
     shown = {
         names[0]: (names[1:], cost, source.replace("–", ""))
         for names, cost, source in ((re.findall(r"`(.*?)`", n), c, s) for n, _, c, s in rows)
