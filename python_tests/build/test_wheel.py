@@ -48,6 +48,7 @@ def test_wheel_has_license_and_command(names):
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= ends
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="no git")
 def test_source_distribution_can_be_built_from(tmp_path):
     made = build("build_sdist", tmp_path, {})
