@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rtrl_ext.study import worker
+from rtrl_ext.study import config, worker
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.folder import load_study, open_study, status
 from rtrl_ext.study.progress import Display
@@ -221,6 +221,14 @@ def test_other_versions_are_another_study(
     path.write_text(json.dumps(text))
     with pytest.raises(ValueError, match=r"versions.torch: it has '1.0', asked for"):
         open_study(tmp_path, make(["bptt"]))
+
+
+def test_status_of_a_study_made_by_other_versions(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perform(tmp_path, make(["bptt"]))
+    monkeypatch.setattr(config, "versions", lambda: {"torch": "9.9"})
+    assert [state for _, state, _ in status(tmp_path)] == ["finished"]
 
 
 def test_extended_study_keeps_its_runs(tmp_path: Path, make: Make) -> None:

@@ -121,8 +121,13 @@ def status(folder: str | Path) -> list[tuple[RunConfig, str, dict[str, Any]]]:
     """
     place = Path(folder)
     result: list[tuple[RunConfig, str, dict[str, Any]]] = []
-    for run in load_study(place).runs():
-        path = place / RUNS / run.run_id
+    study = load_study(place)
+    known: dict[tuple[str, str, int], Path] = {}  # a run made by other versions has another name
+    for path in sorted((place / RUNS).glob("*/record.json")):
+        record = read_json(path)
+        known[record["rule"], record["arm"], record["seed"]] = path.parent
+    for run in study.runs():
+        path = known.get((run.rule, run.arm, run.seed), place / RUNS / run.run_id)
         record = read_record(path)
         if record is not None:
             result.append((run, str(record["status"]), record))
