@@ -124,8 +124,8 @@ def status(folder: str | Path) -> list[tuple[RunConfig, str, dict[str, Any]]]:
     study = load_study(place)
     known: dict[tuple[str, str, int], Path] = {}  # a run made by other versions has another name
     for path in sorted((place / RUNS).glob("*/record.json")):
-        record = read_json(path)
-        known[record["rule"], record["arm"], record["seed"]] = path.parent
+        made = read_json(path)
+        known[made["rule"], made["arm"], made["seed"]] = path.parent
     for run in study.runs():
         path = known.get((run.rule, run.arm, run.seed), place / RUNS / run.run_id)
         record = read_record(path)
