@@ -68,6 +68,32 @@ def test_transforms(name, options, with_h0, monkeypatch):
         assert float((a - b).abs().max()) <= 1e-12 * max(1.0, float(b.abs().max()))
 
 
+@pytest.mark.parametrize("only", ["y", "h"])
+@pytest.mark.parametrize("options", CELLS, ids=str)
+@pytest.mark.parametrize("name", ["hessian", "reverse over grad", "forward over grad of x"])
+def test_transforms_of_one_result(name, options, only, monkeypatch):
+    """A loss of the outputs alone or of the final state alone, linear or not."""
+    p = Problem(options, True)
+
+    def loss(parameters, x):
+        y, h = functional_call(p.net, parameters, (x, p.h0))
+        result = y if only == "y" else h
+        return result.sum() + result.pow(3).sum()
+
+    fused = leaves(DERIVATIVES[name](loss, p.parameters, p.x))
+    monkeypatch.setattr(_fused_transforms, "available", lambda *_: False)
+    plain = leaves(DERIVATIVES[name](loss, p.parameters, p.x))
+    for a, b in zip(fused, plain, strict=True):
+        assert float((a - b).abs().max()) <= 1e-12 * max(1.0, float(b.abs().max()))
+
+
+def test_slices_of_longer_tensors():
+    net = rx.LeakyRNN(4, 5, 2, leak=0.5)
+    x, h0 = torch.randn(20, 3, 4), torch.randn(6, 3, 5)
+    for a, b in ((x[7:12], h0[2:4]), (x[13:], h0[4:])):
+        assert torch.equal(net(a, b)[0], net(a.clone(), b.clone())[0])
+
+
 RULES = [
     rx.rules.BPTT(),
     rx.rules.TBPTT(3),

@@ -76,10 +76,22 @@ class Plain(Function):
     def backward(  # type: ignore[override]
         ctx: Any, gy: Tensor | None, gaux: Tensor | None, gs_n: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        y, aux, y0, s0, w, leak, *rest = ctx.saved_tensors
-        if torch.is_autocast_enabled(y.device.type):
-            with torch.autocast(y.device.type, enabled=False):
-                return Plain.backward(ctx, gy, gaux, gs_n)
+        tensors = ctx.saved_tensors  # read once, as torch.utils.checkpoint asks
+        device = tensors[0].device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return Plain._gradients(ctx, tensors, gy, gaux, gs_n)
+        return Plain._gradients(ctx, tensors, gy, gaux, gs_n)
+
+    @staticmethod
+    def _gradients(
+        ctx: Any,
+        tensors: tuple[Any, ...],
+        gy: Tensor | None,
+        gaux: Tensor | None,
+        gs_n: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        y, aux, y0, s0, w, leak, *rest = tensors
         form, act, unit_leak = ctx.flags
         needs = ctx.needs_input_grad
         override = _state.backward_override()
@@ -95,7 +107,7 @@ class Plain(Function):
                 and not needs[4]
                 and isinstance(ctx.rule, Rule)
             ):
-                return _usual(ctx, gy, gs_n)
+                return _usual(ctx, tensors, gy, gs_n)
             y, y0, s0, w, leak = (x.unsqueeze(0) for x in (y, y0, s0, w, leak))
             aux = aux if unit_leak else aux.unsqueeze(0)
             gy, gaux, gs_n = (None if g is None else g.unsqueeze(0) for g in (gy, gaux, gs_n))
@@ -114,13 +126,15 @@ class Plain(Function):
         return (*out, None, None, None, None, None, None)
 
 
-def _usual(ctx: Any, gy: Tensor | None, gs_n: Tensor | None) -> tuple[Tensor | None, ...]:
+def _usual(
+    ctx: Any, tensors: tuple[Any, ...], gy: Tensor | None, gs_n: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """``Plain.backward`` where it counts: no leading dimension, modulator or gradient of the leak.
 
     Nothing here but what ``_formulas.gradients`` would do, in fewer calls: at small sizes a view
     costs as much as a hundred steps of a unit.
     """
-    y, aux, y0, _, w, leak, lengths, transport, _ = ctx.saved_tensors
+    y, aux, y0, _, w, leak, lengths, transport, _ = tensors
     need_pre, need_y0, need_s0, need_w = ctx.needs_input_grad[:4]
     rule, (form, act, unit_leak) = ctx.rule, ctx.flags
     if gy is None and gs_n is None:

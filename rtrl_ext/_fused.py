@@ -82,22 +82,24 @@ class Layer(Function):
         if ctx.flags[2]:
             gaux = None
         rule = ctx.rule
-        transport, modulator = ctx.saved_tensors[9:]
+        tensors = ctx.saved_tensors  # read once, as torch.utils.checkpoint asks
+        transport, modulator = tensors[9:]
         override = _state.backward_override()
         if override is not None:
-            _, _, y, *_, w, leak, _, _, _ = ctx.saved_tensors
+            _, _, y, *_, w, leak, _, _, _ = tensors
             rule, transport, modulator = _formulas.overridden(override, w[None], leak[None], y)
         with _without_autocast():
             if once and gaux is None and isinstance(rule, Rule):
-                grads = _fused(ctx, gy, gs_n, rule, transport, modulator)
+                grads = _fused(ctx, tensors, gy, gs_n, rule, transport, modulator)
             else:
                 kernel = _kernels.kernels().leaky_backward if once else _functorch.Backward.apply
-                grads = _composed(ctx, (gy, gaux, gs_n), kernel, once)
+                grads = _composed(ctx, tensors, (gy, gaux, gs_n), kernel, once)
         return (*grads, None, None, None, None, None)
 
 
 def _fused(
     ctx: Any,
+    tensors: tuple[Any, ...],
     gy: Tensor | None,
     gs_n: Tensor | None,
     rule: Rule,
@@ -105,7 +107,7 @@ def _fused(
     modulator: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the layer's nine tensors in one call, not to be differentiated again."""
-    x, w_ih, y, aux, y0, _, w, leak, lengths, _, _ = ctx.saved_tensors
+    x, w_ih, y, aux, y0, _, w, leak, lengths, _, _ = tensors
     need, flags = ctx.needs_input_grad, ctx.flags
     if modulator is not None:
         gy, gs_n = (None if g is None else g[None] for g in (gy, gs_n))
@@ -130,7 +132,7 @@ def _fused(
     )  # fmt: skip
     g_leak = None
     if need_leak:
-        saved = _saved(ctx)
+        saved = _saved(ctx, tensors)
         lam = lam if lam.dim() == 1 else lam[None]
         g_leak = _formulas.leak_gradient(saved, delta[None], lam)[0]
     return (
@@ -146,8 +148,8 @@ def _fused(
     )
 
 
-def _saved(ctx: Any) -> Saved:
-    _, _, y, aux, y0, s0, w, leak, lengths, transport, modulator = ctx.saved_tensors
+def _saved(ctx: Any, tensors: tuple[Any, ...]) -> Saved:
+    _, _, y, aux, y0, s0, w, leak, lengths, transport, modulator = tensors
     form, act, unit_leak = ctx.flags
     zero = y.new_zeros(1, *y.shape[1:]) if y0 is None or s0 is None else None
     return Saved(
@@ -161,15 +163,19 @@ def _saved(ctx: Any) -> Saved:
 
 
 def _composed(
-    ctx: Any, grads: tuple[Tensor | None, Tensor | None, Tensor | None], kernel: Any, once: bool
+    ctx: Any,
+    tensors: tuple[Any, ...],
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    kernel: Any,
+    once: bool,
 ) -> tuple[Tensor | None, ...]:
     """The same from the recurrence's own backward pass, as functions that can be differentiated."""
-    x, w_ih = ctx.saved_tensors[:2]
+    x, w_ih = tensors[:2]
     need = ctx.needs_input_grad
     need_pre = any(need[:5])
     gy, gaux, gs_n = (None if g is None else g[None] for g in grads)
     pre, gy0, gs0, gw, g_leak = _formulas.gradients(
-        _saved(ctx),
+        _saved(ctx, tensors),
         (gy, gaux, gs_n),
         (need_pre, *need[5:9]),
         kernel,

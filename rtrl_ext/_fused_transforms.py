@@ -211,13 +211,14 @@ class Backward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, _, x, w_ih, y, aux, y0, w, leak, lengths, *flags, needs, _ = inputs
+        gy, gs_n, x, w_ih, y, aux, y0, w, leak, lengths, *flags, needs, _ = inputs
         delta, lam = output[4], output[7]
         tensors = (x, w_ih, y, aux, y0, w, leak, lengths, delta, lam)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.flags, ctx.needs = tuple(flags), needs
+        ctx.given = gy is not None, gs_n is not None
         ctx.empty = [not needs & bit for bit in BITS]
         ctx.mark_non_differentiable(
             *(out for out, no in zip(output, ctx.empty, strict=False) if no)
@@ -253,6 +254,10 @@ class Backward(Function):
             _functorch.Forward.apply,
         )
         g_gy, _, g_gs_n, g_y, g_aux, g_w, _ = (None if g is None else g.squeeze(0) for g in out)
+        if not ctx.given[0]:
+            g_gy = None
+        if not ctx.given[1]:
+            g_gs_n = None
         g_y0 = None
         if c_dw is not None:
             moved = torch.matmul(delta, c_dw)

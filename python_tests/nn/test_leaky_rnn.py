@@ -10,6 +10,7 @@ from oracles import gradients, relative
 from problems import FORMS, NONLINEARITIES, network, operands
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import rtrl_ext as rx
 from rtrl_ext.rules import MDGL, TBPTT, EProp, ModProp
@@ -247,6 +248,40 @@ def test_materializing_a_meta_module_restores_leak_and_mask():
     net.reset_parameters()
     assert torch.equal(net.mask, mask) and (net.leak == 0.3).all()
     assert net(torch.randn(3, 2, 2))[0].isfinite().all()
+
+
+def test_materializing_a_module_built_in_a_meta_context():
+    with torch.device("meta"):
+        net = rx.LeakyRNN(2, 4, leak=0.3, autapses=False)
+    assert net.mask.is_meta and net.leak.is_meta
+    net = net.to_empty(device="cpu")
+    net.reset_parameters()
+    assert torch.equal(net.mask, ~torch.eye(4, dtype=torch.bool)) and (net.leak == 0.3).all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_checkpointed(rule, ragged, reentrant):
+    net = rx.LeakyRNN(3, 5, 2, leak=0.4, learn_leak=True, noise_std=0.1, rule=RULES[rule])
+    x = torch.randn(6, 2, 3, requires_grad=True)
+    lengths = torch.tensor([6, 2]) if ragged else None
+    inputs, results = [x, *net.parameters()], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        if recompute:
+            y, _ = checkpoint(net, x, None, lengths=lengths, use_reentrant=False)
+            if reentrant:
+                torch.manual_seed(0)
+                y, _ = checkpoint(lambda x: net(x, lengths=lengths), x, use_reentrant=True)
+        else:
+            y, _ = net(x, lengths=lengths)
+        for t in inputs:
+            t.grad = None
+        y.pow(2).sum().backward()
+        results.append([t.grad for t in inputs])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.usefixtures("double")

@@ -58,12 +58,12 @@ class RecurrentBase(nn.Module):
         self.rule = rule  # type: ignore[assignment]
         connected = check_mask(mask, hidden_size)
         if not autapses:
-            others = ~torch.eye(hidden_size, dtype=torch.bool)
+            others = ~torch.eye(hidden_size, dtype=torch.bool, device="cpu")
             connected = others if connected is None else connected.cpu() & others
         self._mask_source = None if connected is None else connected.detach().cpu().clone()
         self.register_buffer(
             "mask",
-            None if self._mask_source is None else self._mask_source.to(device=device, copy=True),
+            None if self._mask_source is None else self._mask_source.clone(),
             persistent=False,
         )
         self._all_weights: list[list[str]] = []
@@ -81,6 +81,8 @@ class RecurrentBase(nn.Module):
                     raise TypeError(f"dtype is {empty.dtype}; expected a floating one")
                 self.register_parameter(name, nn.Parameter(empty))
             self._all_weights.append(list(shapes))
+        if self.mask is not None:
+            self.mask = self.mask.to(self.all_weights[0][0].device)
         self.reset_parameters()
 
     @property

@@ -114,9 +114,10 @@ class FeedbackLinear(nn.Module):
             matrix = feedback.detach().to(self.weight).clone()
         elif feedback == "random":
             generator = torch.Generator()
-            generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+            drawn = torch.randint(2**62, (), device="cpu")
+            generator.manual_seed(int(drawn) if seed is None else seed)
             bound = 1 / math.sqrt(in_features)
-            values = torch.rand(shape, generator=generator, dtype=torch.float64)
+            values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
             matrix = ((2 * values - 1) * bound).to(self.weight)
         self.register_buffer("feedback", matrix)
 
