@@ -5,7 +5,7 @@ import torch
 from oracles import relative
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 import rtrl_ext as rx
 from rtrl_ext.functional import ggn_vp, hvp
@@ -110,3 +110,24 @@ def test_refusals():
                 call(params, directions)
     with pytest.raises(TypeError, match="loss_fn returned a Tensor"):
         ggn_vp(lambda q: q["a"].sum(), p, v)
+
+
+def test_mean_squared_error():
+    """torch 2.13 has no forward mode for the gradient of mse_loss with a constant target."""
+    model, x, target = Model("eprop"), torch.randn(5, 3, 2), torch.randn(3, 4)
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    V = {name: torch.randn(2, *p.shape) for name, p in params.items()}
+    rows = torch.cat([v.reshape(2, -1) for v in V.values()], 1)
+
+    def joined(d):
+        return torch.cat([t.reshape(2, -1) for t in d.values()], 1)
+
+    HV = hvp(lambda p: mse_loss(functional_call(model, p, (x,)), target), params, V)
+    of, at = dense(lambda p: (plain(p, x, "rate") - target).pow(2).mean(), params)
+    H = hessian(of)(at)
+    assert relative(joined(HV), rows @ H) < 1e-12
+    GV = ggn_vp(
+        lambda p: (functional_call(model, p, (x,)), lambda y: mse_loss(y, target)), params, V
+    )
+    J = jacrev(dense(lambda p: plain(p, x, "rate").flatten(), params)[0])(at)
+    assert relative(joined(GV), rows @ (2 / target.numel() * J.T @ J)) < 1e-12

@@ -36,6 +36,19 @@ def _check(params: Any, V: Any) -> tuple[Parameters, Parameters]:
     return detached, {name: V[name].detach() for name in params}
 
 
+def _first_possible(forward: Callable[[], Any], reverse: Callable[[], Any]) -> Any:
+    """``forward()``, or ``reverse()`` where torch has no forward mode for a gradient.
+
+    So it is with ``mse_loss``, whose target is a constant of the loss function (torch 2.13).
+    """
+    try:
+        return forward()
+    except RuntimeError as error:
+        if "ZeroTensors are immutable" not in str(error):
+            raise
+    return reverse()
+
+
 def hvp(
     loss_fn: Callable[[Parameters], Tensor], params: Mapping[str, Tensor], V: Mapping[str, Tensor]
 ) -> Parameters:
@@ -59,7 +72,13 @@ def hvp(
         def product(v: Parameters) -> Parameters:
             return jvp(grad(loss_fn), (at,), (v,))[1]
 
-        return vmap(product, randomness="same")(directions)
+        def by_reverse_mode() -> Parameters:
+            pull = vjp(grad(loss_fn), at)[1]
+            return vmap(lambda v: pull(v)[0], randomness="same")(directions)
+
+        return _first_possible(
+            lambda: vmap(product, randomness="same")(directions), by_reverse_mode
+        )
 
 
 def ggn_vp(
@@ -100,12 +119,18 @@ def ggn_vp(
     with torch.no_grad(), exact_gradients():
         output, pull, *_ = vjp(output_of, at)
 
-        def product(v: Parameters) -> Parameters:
+        def product(v: Parameters, curve: Callable[[Any], Any]) -> Parameters:
             moved = jvp(output_of, (at,), (v,))[1]
-            curved = jvp(grad(criterion), (_detached(output),), (moved,))[1]
-            return pull(curved)[0]
+            return pull(curve(moved))[0]
 
-        return vmap(product, randomness="same")(directions)
+        def products(curve: Callable[[Any], Any]) -> Parameters:
+            return vmap(lambda v: product(v, curve), randomness="same")(directions)
+
+        fixed = _detached(output)
+        return _first_possible(
+            lambda: products(lambda moved: jvp(grad(criterion), (fixed,), (moved,))[1]),
+            lambda: products(lambda moved: vjp(grad(criterion), fixed)[1](moved)[0]),
+        )
 
 
 def _detached(output: Any) -> Any:
