@@ -114,3 +114,20 @@ def test_transforms():
 def test_refusals(options, error, words):
     with pytest.raises(error, match=words):
         rx.FeedbackLinear(**{"in_features": 3, "out_features": 2, **options})
+
+
+def test_autocast():
+    layer = rx.FeedbackLinear(3, 2, feedback="random", seed=0, dtype=torch.float32)
+    x = torch.randn(4, 3, dtype=torch.float32, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == torch.float32
+    expected = layer.feedback.sum(0).expand(4, 3)
+    assert torch.allclose(x.grad, expected, atol=0.02)
+
+
+def test_built_on_meta():
+    with torch.device("meta"):
+        assert rx.FeedbackLinear(3, 2, feedback="random").feedback.is_meta

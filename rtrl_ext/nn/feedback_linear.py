@@ -34,10 +34,11 @@ class _FeedbackProduct(torch.autograd.Function):
         x, _, feedback = ctx.saved_tensors
         gx = None
         if ctx.needs_input_grad[0]:
-            (gx,) = Refuse.apply(_SECOND, g @ feedback)
+            (gx,) = Refuse.apply(_SECOND, (g @ feedback.to(g.dtype)).to(x.dtype))
         gw = None
         if ctx.needs_input_grad[1]:
-            gw = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+            gw = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(g.dtype)
+            gw = gw.to(feedback.dtype)
         return gx, gw, None
 
     @staticmethod
@@ -133,7 +134,7 @@ class FeedbackLinear(nn.Module):
         if self.feedback is None or _state.exact_enabled():
             return nn.functional.linear(x, self.weight, self.bias)
         out = _FeedbackProduct.apply(x, self.weight, self.feedback)
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def extra_repr(self) -> str:
         kind = "symmetric" if self.feedback is None else "fixed"
