@@ -17,10 +17,15 @@ def check_tensor(name: str, value: Any) -> Tensor:
     return value
 
 
+def _same(came: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(came) == len(expected) and all(a == b for a, b in zip(came, expected, strict=True))
+
+
 def check_shape(name: str, value: Any, *shapes: tuple[int, ...]) -> Tensor:
     """A tensor of one of these shapes: TypeError or ValueError."""
     value = check_tensor(name, value)
-    if tuple(value.shape) not in shapes:
+    # size by size: a tracer of symbolic sizes can't look for a tuple among tuples
+    if not any(_same(tuple(value.shape), shape) for shape in shapes):
         expected = " or ".join(str(s) for s in shapes)
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected}")
     return value

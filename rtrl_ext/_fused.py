@@ -185,9 +185,9 @@ def _composed(
     dx = dw_ih = db = None
     if pre is not None:
         pre = pre[0]
-        rows = pre.flatten(0, 1)
+        rows = pre.reshape(-1, pre.shape[2])  # flatten has no rule for is_grads_batched
         dx = pre @ w_ih if need[0] else None
-        dw_ih = rows.t() @ x.flatten(0, 1) if need[1] else None
+        dw_ih = rows.t() @ x.reshape(-1, x.shape[2]) if need[1] else None
         db = rows.sum(0) if need[2] or need[3] else None
     return (
         dx,
@@ -229,6 +229,8 @@ def layer(
             like = x.new_empty(()).expand(*x.shape[:2], w.shape[0])
             modulator = _formulas.lead_modulator(modulator, like)
         rule = Rule(**spec)
+    if s0 is not None and s0 is y0 and torch.compiler.is_compiling():
+        s0 = s0.view_as(s0)  # dynamo wants distinct arguments of a Function
     y, _, s_n = Layer.apply(
         x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, transport, modulator, flags, rule
     )

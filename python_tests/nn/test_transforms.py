@@ -135,3 +135,33 @@ def test_compiled_equals_eager(options, backend):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(run(x)[0], net(x)[0], atol=1e-6)
+
+
+def test_compiled_with_sizes_that_change():
+    torch._dynamo.reset()
+    net = rx.LeakyRNN(3, 5)
+    run = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for steps, batch in ((4, 2), (9, 2), (5, 7), (6, 4), (7, 3)):
+        x, h0 = torch.randn(steps, batch, 3), torch.randn(1, batch, 5)
+        drive, lengths = torch.randn(steps, batch, 5), torch.arange(batch) % steps + 1
+        for got, expected in zip(
+            run(x, h0, drive=drive, lengths=lengths),
+            net(x, h0, drive=drive, lengths=lengths),
+            strict=True,
+        ):
+            assert torch.allclose(got, expected, atol=1e-6)
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("options", [{}, {"leak": 0.4, "learn_leak": True}], ids=str)
+@pytest.mark.parametrize("name", ["weight_hh_l0", "weight_ih_l0", "bias_ih_l0"])
+def test_vectorized_autograd_functional(options, name):
+    net, x = rx.LeakyRNN(2, 3, **options), torch.randn(4, 2, 2)
+
+    def loss(p):
+        return functional_call(net, {name: p}, (x,))[0].pow(3).sum()
+
+    p = getattr(net, name).detach()
+    expected = torch.autograd.functional.hessian(loss, p)
+    assert relative(torch.autograd.functional.hessian(loss, p, vectorize=True), expected) < 1e-12
