@@ -11,9 +11,12 @@ NONLINEARITIES = ("tanh", "relu", "identity", "softplus")
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """``value`` if it is a tensor, else TypeError."""
+    """``value`` if it is a dense tensor, else TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor")
+    if value.is_nested or value.layout != torch.strided:
+        came = "nested" if value.is_nested else f"{value.layout}"
+        raise TypeError(f"{name} is a {came} tensor; expected a dense one")
     return value
 
 

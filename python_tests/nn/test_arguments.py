@@ -105,3 +105,23 @@ def test_a_refused_call_changes_nothing():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_dense_tensors_only():
+    net = rx.LeakyRNN(3, 4)
+    nested = torch.nested.nested_tensor([torch.randn(2, 3)])
+    for x, word in ((torch.randn(4, 2, 3).to_sparse(), "sparse"), (nested, "nested")):
+        with pytest.raises(TypeError, match=word):
+            net(x)
+    with pytest.raises(TypeError, match="cell_types is a list"):
+        rx.rules.MDGL([[1], [1, 2]])
+
+
+@pytest.mark.parametrize("name", ["leaky_rnn_backward", "leaky_rnn_jvp", "leaky_rnn_backward_jvp"])
+def test_saved_comes_from_forward(name):
+    call = getattr(rx.functional, name)
+    arguments = {"rule": "bptt"} if name == "leaky_rnn_backward" else {}
+    more = [] if name == "leaky_rnn_jvp" else [torch.zeros(2, 1, 3)]
+    tangents = [] if arguments else [{"x": torch.zeros(1, 2, 1, 3)}]
+    with pytest.raises(TypeError, match="saved is a int; expected the third result"):
+        call(3, *more, *tangents, **arguments)

@@ -173,10 +173,18 @@ def leaky_rnn_backward(
     A wrapper such as `rules.Scaled` starts anew at each call.
     Raises TypeError and ValueError as `leaky_rnn`.
     """
+    check_saved(saved)
     chosen = _rule(rule, saved.history.w.shape[-1])
     gy = check_gradient("grad_output", grad_output, saved.history.y, saved.replicas)
     gs_n = check_gradient("grad_h_n", grad_h_n, saved.history.y[:, 0], saved.replicas)
     return _gradients(saved, gy, gs_n, chosen)
+
+
+def check_saved(saved: object) -> None:
+    """Refuse what isn't the third result of `leaky_rnn_forward` (TypeError)."""
+    if not isinstance(saved, LeakySaved):
+        came = type(saved).__name__
+        raise TypeError(f"saved is a {came}; expected the third result of leaky_rnn_forward")
 
 
 def check_gradient(

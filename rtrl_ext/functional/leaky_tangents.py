@@ -11,13 +11,14 @@ from .._history import outer_sum, times
 from .._kernels import kernels
 from ..reference import activations
 from ._arguments import LeakySaved
-from .leaky_rnn import check_gradient
+from .leaky_rnn import check_gradient, check_saved
 
 Tangents = dict[str, Tensor]
 
 
 def _check(saved: LeakySaved, tangents: Any, extra: Tensor | None = None) -> int:
     """The number of directions: TypeError or ValueError for unusable tangents."""
+    check_saved(saved)
     if not isinstance(tangents, Mapping):
         raise TypeError(f"tangents is a {type(tangents).__name__}; expected a dict by name")
     if not tangents:

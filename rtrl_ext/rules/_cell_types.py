@@ -20,7 +20,11 @@ def check_cell_types(rule: str, cell_types: Any, cell_specific: Any) -> Tensor |
         return None
     if cell_specific:
         raise ValueError(f"{rule} got both cell_types and cell_specific=True; expected one of them")
-    types = torch.as_tensor(cell_types)
+    try:
+        types = torch.as_tensor(cell_types)
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = type(cell_types).__name__
+        raise TypeError(f"{rule}: cell_types is a {came}; expected a LongTensor (n,)") from error
     if types.is_floating_point() or types.is_complex() or types.dtype == torch.bool:
         raise TypeError(f"{rule}: cell_types has dtype {types.dtype}; expected a LongTensor (n,)")
     if types.dim() != 1 or types.numel() == 0:
