@@ -23,7 +23,6 @@ RX_FN void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, const B
   const T* gs_n = !Plain && at.first ? tile.batch(p.gs_n, r) : nullptr;
   const T* phi_row = Voltage || p.s.unit_leak ? tile.at(p.y, r, t) : tile.at(p.aux, r, t);
   const T* leak = tile.unit(p.leak, r);
-  const T* w = P == Transport::Diagonal ? p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n : nullptr;
   T* delta_row = tile.at_part(p.delta, r, t, !p.part);
   T* bias = p.bias ? p.bias + at.tile * tile.n : nullptr;
   T* lam_row = Plain ? nullptr : tile.at(p.lam, r, t);
@@ -51,9 +50,7 @@ RX_FN void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, const B
     if (!empty) {
       next = load<V>(state + j);
       if constexpr (P == Transport::Diagonal) {
-        V diagonal{};
-        for (int i = 0; i < count; ++i) diagonal[i] = w[(j + i) * (n + 1)];
-        moved = diagonal * load<V>(carry + j);
+        moved = load<V>(filtered + j) * load<V>(carry + j);  // there the diagonal
       } else if constexpr (P != Transport::Local) {
         moved = load<V>(product + j);
       }
@@ -87,7 +84,7 @@ template <class T, bool Voltage, Transport P>
 void leaky_backward_start(const LeakyBackward<T>& p, Tile<T>& tile, int64_t r) {
   using V = Vec<T>;
   const T* leak = tile.unit(p.leak, r);
-  const T* w = P == Transport::Diagonal ? p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n : nullptr;
+  const T* diagonal = tile.extra + r * tile.ld;
   T* gy0 = tile.batch(p.gy0, r);
   T* gs0 = tile.batch(p.gs0, r);
   const T* carry = tile.carry + r * tile.ld;
@@ -97,7 +94,7 @@ void leaky_backward_start(const LeakyBackward<T>& p, Tile<T>& tile, int64_t r) {
     constexpr bool F = decltype(full)::value;
     V moved{};
     if constexpr (P == Transport::Diagonal) {
-      for (int i = 0; i < count; ++i) moved[i] = w[(j + i) * (tile.n + 1)] * carry[j + i];
+      moved = load<V>(diagonal + j) * load<V>(carry + j);
     } else if constexpr (P != Transport::Local) {
       moved = load<V>(product + j);
     }
@@ -112,6 +109,12 @@ template <class T, class Act, bool Voltage, Transport P>
 void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
   Tile<T> tile(p.s, range, scratch);
   constexpr bool multiplies = P == Transport::Full || P == Transport::Hop || P == Transport::State;
+  if (P == Transport::Diagonal && !p.s.resume) {  // gathered once: `extra` has no other use here
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const T* w = p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n;
+      for (int64_t j = 0; j < tile.n; ++j) tile.extra[r * tile.ld + j] = w[j * (tile.n + 1)];
+    }
+  }
   const bool plain = p.gy.p && !p.gaux.p && !p.lam && p.decay == 0;
   for (int64_t t = p.s.end - 1; t >= p.s.begin; --t) {
     bool any = false;  // some row takes in what is carried
