@@ -437,3 +437,9 @@ def test_non_contiguous_arguments():
     b = gradients(net, view.contiguous(), h0, gy, gh)
     for name in a:
         assert relative(a[name], b[name]) < 1e-14, name
+
+
+def test_shapes_on_meta():
+    net = rx.LeakyRNN(3, 5, 2, leak=0.5, autapses=False, device="meta")
+    y, h = net(torch.empty(4, 2, 3, device="meta"))
+    assert y.is_meta and y.shape == (4, 2, 5) and h.shape == (2, 2, 5)

@@ -166,8 +166,10 @@ class RecurrentBase(nn.Module):
         """
         weight: Tensor = getattr(self, self._all_weights[0][0])
         half = None
-        if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
-            half = torch.get_autocast_dtype(weight.device.type)
+        device = weight.device.type
+        known = device != "meta"  # to autocast
+        if known and weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+            half = torch.get_autocast_dtype(device)
         args = prepare(
             x, h0, drive, lengths,
             input_size=self.input_size, hidden_size=self.hidden_size, num_layers=self.num_layers,
