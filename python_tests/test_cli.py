@@ -127,6 +127,8 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["train", "--rule", "bptt", "--leak", "0"], "leak: got 0.0, expected 0 < leak <= 1"),
         (["train", "--rule", "bptt", "--seed", "-1"], "--seed: got -1"),
         (["train", "--rule", "bptt", "--quick", "--paper"], "not allowed with argument --quick"),
+        (["train", "--rule", "bptt", "--seed", str(2**70)], "--seed: got"),
+        (["study", "run", "--out", "x", "--demo", "--paper"], "--demo: not allowed with --paper"),
         (["train", "--rule", "bptt", "--speed", "3"], "unrecognized arguments: --speed 3"),
         (["train", "--rule", "bptt", "--threads", "0"], "--threads: got 0, expected at least 1"),
         (["study", "run", "--rules", "bptt"], "required: --out"),
@@ -287,6 +289,21 @@ def test_study_run_and_status(run: Run, tmp_path: Path, data: str) -> None:
     failed(run(*options, data, *SMALL, "--l2", "1"), 1, "l2: it has 0.0001, asked for 1.0")
     runs = sorted((folder / "runs").iterdir())
     assert run("curvature", runs[0], "--batch", "5")[0] == 0
+
+
+def test_status_names_a_corrupt_record_beside_the_others(
+    run: Run, tmp_path: Path, data: str
+) -> None:
+    options = ["study", "run", "--rules", "bptt,eprop", "--out", tmp_path, "--workers=1", data]
+    assert run(*options, *SMALL)[0] == 0
+    record = next((tmp_path / "runs").glob("eprop*")) / "record.json"
+    record.write_text("{}")
+    code, out, _ = run("study", "status", tmp_path)
+    lines = out.splitlines()
+    assert code == 0 and lines[-1].endswith("1 finished, 1 corrupt")
+    assert f"corrupt, {record}: not a record: run_id is None" in lines[1]
+    failed(run(*options, *SMALL), 1, f"{record}: not a record", "move it away")
+    assert record.read_text() == "{}"
 
 
 def test_failed_runs_make_the_command_fail(

@@ -142,3 +142,16 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.parametrize("change", [{"status": "bogus"}, {"final": None}, {"seed": "0"}])
+def test_what_is_no_record_is_refused_by_name(tmp_path: Path, change: dict[str, object]) -> None:
+    whole = {
+        "run_id": "a", "arm": "rule", "rule": "bptt", "seed": 0, "status": "finished",
+        "config": {}, "versions": {}, "final": {},
+    }  # fmt: skip
+    write_json(tmp_path / "record.json", whole)
+    assert read_record(tmp_path) == whole
+    write_json(tmp_path / "record.json", {**whole, **change})
+    with pytest.raises(ValueError, match=r"record.json: not a record: .*; move it away"):
+        read_record(tmp_path)

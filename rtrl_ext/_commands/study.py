@@ -48,6 +48,9 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
     overrides: dict[str, Any] = setting_overrides(arguments)
     try:
         if arguments.demo:
+            if arguments.quick or arguments.paper:
+                other = "--paper" if arguments.paper else "--quick"
+                raise UsageError(f"--demo: not allowed with {other}")
             fixed = demo()
             rules = _rules(arguments.rules) if arguments.rules else list(fixed.rules)
             return StudyConfig.make(
@@ -91,6 +94,8 @@ def show_status(arguments: argparse.Namespace) -> int:
     for one, state, known in rows:
         if state in ("finished", "diverged", "failed"):
             text = describe(state, known)
+        elif state == "corrupt":
+            text = f"corrupt, {known['error']}"
         elif state == "running" and known:
             limit = one.settings.iterations
             text = f"running, iteration {known['iteration']:.0f} of at most {limit}, "

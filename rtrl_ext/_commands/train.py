@@ -35,8 +35,8 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         preset = preset_of(arguments)
         name, spec = rule_spec(arguments.rule)
-        if arguments.seed < 0:
-            raise ValueError(f"--seed: got {arguments.seed}, expected at least 0")
+        if not 0 <= arguments.seed < 2**32:
+            raise ValueError(f"--seed: got {arguments.seed}, expected 0 to {2**32 - 1}")
         run = RunConfig(
             settings(preset, **setting_overrides(arguments)),
             name,

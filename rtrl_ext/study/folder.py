@@ -117,18 +117,26 @@ def status(folder: str | Path) -> list[tuple[RunConfig, str, dict[str, Any]]]:
     """Each run with its state and what is known of it.
 
     States: ``finished``, ``diverged``, ``failed`` (with the record), ``running`` (with the newest
-    row of its log), ``missing``.
+    row of its log), ``missing``, ``corrupt`` (with the reason as ``error``).
     """
     place = Path(folder)
     result: list[tuple[RunConfig, str, dict[str, Any]]] = []
     study = load_study(place)
     known: dict[tuple[str, str, int], Path] = {}  # a run made by other versions has another name
     for path in sorted((place / RUNS).glob("*/record.json")):
-        made = read_json(path)
-        known[made["rule"], made["arm"], made["seed"]] = path.parent
+        try:
+            made = read_record(path.parent)
+        except ValueError:
+            continue  # named below if it is in the place of one of the study's runs
+        if made is not None:
+            known[made["rule"], made["arm"], made["seed"]] = path.parent
     for run in study.runs():
         path = known.get((run.rule, run.arm, run.seed), place / RUNS / run.run_id)
-        record = read_record(path)
+        try:
+            record = read_record(path)
+        except ValueError as error:
+            result.append((run, "corrupt", {"error": str(error)}))
+            continue
         if record is not None:
             result.append((run, str(record["status"]), record))
         elif Claim.held(path / LOCK):

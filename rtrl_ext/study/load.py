@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import COLUMNS, LOG, RECORD, RUNS, STUDY, read_json
+from .records import COLUMNS, LOG, RECORD, RUNS, STUDY, read_json, record_fault
 
-STATUSES = ("finished", "diverged", "failed")
 REFERENCE = "bptt"
 Array = NDArray[np.float64]
 
@@ -172,16 +171,11 @@ def number(value: Any) -> float:
 
 def _read_run(path: Path) -> Run:
     values = read_json(path)
-    for key, kind in (("run_id", str), ("arm", str), ("rule", str), ("seed", int), ("status", str)):
-        if not isinstance(values.get(key), kind):
-            raise ValueError(f"not a record: {key} is {values.get(key)!r}")
-    if values["status"] not in STATUSES:
-        raise ValueError(f"not a record: status is {values['status']!r}")
+    reason = record_fault(values)
+    if reason:
+        raise ValueError(reason)
     if values["run_id"] != path.parent.name:
         raise ValueError(f"record of another run, {values['run_id']!r}")
-    for key in ("config", "versions", "final"):
-        if not isinstance(values.get(key), dict):
-            raise ValueError(f"not a record: {key} is {values.get(key)!r}")
     return Run(
         **{key: values[key] for key in ("run_id", "arm", "rule", "seed", "status", "config")},
         versions={str(k): str(v) for k, v in values["versions"].items()},

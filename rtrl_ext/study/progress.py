@@ -85,11 +85,11 @@ def describe(state: str, record: dict[str, Any] | None) -> str:
     if state == "failed":
         return f"failed: {record.get('error', 'no reason recorded')}"
     final = record["final"]
-    text = f"{state} at iteration {final['iteration']}"
+    text = f"{state} at iteration {final.get('iteration')}"
     for name in ("train_loss", "lambda1"):
         if final.get(name) is not None:
             text += f", {name.replace('_', ' ')} {final[name]:.4g}"
-    return f"{text}, {record['seconds']:.1f} s"
+    return f"{text}, {record.get('seconds') or 0:.1f} s"
 
 
 class Bars(Display):

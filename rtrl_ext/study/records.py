@@ -21,6 +21,7 @@ MODEL = "model.pt"
 LOCK = "lock"
 STUDY = "study.json"
 RUNS = "runs"
+STATUSES = ("finished", "diverged", "failed")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -62,11 +63,37 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_record(run: Path) -> dict[str, Any] | None:
-    """The record of the run in a folder, or None while there is none."""
+    """The record of the run in a folder, or None while there is none.
+
+    ``ValueError`` names the file if it is not a record; it is left as it is.
+    """
+    path = run / RECORD
     try:
-        return read_json(run / RECORD)
+        record = read_json(path)
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{error}; {_CORRUPT}") from error
+    reason = record_fault(record)
+    if reason:
+        raise ValueError(f"{path}: {reason}; {_CORRUPT}")
+    return record
+
+
+_CORRUPT = "move it away, and the same 'run' or 'train' command trains that run again"
+
+
+def record_fault(values: Mapping[str, Any]) -> str:
+    """Why a JSON object is not the record of a run; empty if it is one."""
+    for key, kind in (("run_id", str), ("arm", str), ("rule", str), ("seed", int), ("status", str)):
+        if not isinstance(values.get(key), kind):
+            return f"not a record: {key} is {values.get(key)!r}"
+    if values["status"] not in STATUSES:
+        return f"not a record: status is {values['status']!r}"
+    for key in ("config", "versions", "final"):
+        if not isinstance(values.get(key), Mapping):
+            return f"not a record: {key} is {values.get(key)!r}"
+    return ""
 
 
 class RunLog:
