@@ -100,7 +100,12 @@ def test_values_measured_far_away_count_as_not_measured():
     far = np.array([1.0, NAN, NAN, 2.0])
     near = np.array([1.0, 1.5, NAN, 2.0])
     assert math.isnan(interpolate(far, loss, np.arange(4.0), 0.6, at_level))
-    assert 1.5 < interpolate(near, loss, np.arange(4.0), 0.6, at_level) < 2.0
+    # the start of training, or its end, says nothing about the level: the near measurement alone
+    assert interpolate(near, loss, np.arange(4.0), 0.6, at_level) == 1.5
+    late = np.array([1.0, NAN, 1.7, NAN])
+    assert interpolate(late, loss, np.arange(4.0), 0.6, at_level) == 1.7
+    both = np.array([1.0, 1.5, 1.7, 2.0])
+    assert 1.5 < interpolate(both, loss, np.arange(4.0), 0.6, at_level) < 1.7
 
 
 def test_loss_that_returned_above_the_level_is_interpolated_in_iterations():

@@ -5,8 +5,8 @@ fixed levels of the training loss: where the full training loss (not a batch's) 
 the level. The loss is not smoothed; between two rows of the log it is interpolated in log loss.
 Gaps and curvature are measured less often than the training loss: each is interpolated between
 its own two measurements around the crossing, gaps linearly in log loss, λ₁ in log λ₁ against
-log loss. Nothing is extrapolated, and a value whose nearer measurement lies more than a factor
-1.5 in loss from the level counts as not measured.
+log loss. A measurement more than a factor 1.5 in loss from the level is not used: with one such
+neighbour the other's value stands for the level, with two the value counts as not measured.
 """
 
 import math
@@ -23,7 +23,7 @@ from .optional import need
 
 #: share of the runs of every rule that must reach the primary level
 SHARE = 0.9
-#: how far in training loss the nearer measurement may lie from the level, as a factor
+#: how far in training loss a measurement may lie from the level to be used, as a factor
 REACH = 1.5
 
 CROSSED, NEVER, BELOW, UNLOGGED = "reached", "never", "starts below", "no log"
@@ -81,8 +81,13 @@ def _bracket(
         return None
     a, b = int(measured[after - 1]), int(measured[after])
     high, low = float(loss[a]), float(loss[b])
-    if min(abs(math.log(max(x, 1e-300) / level)) for x in (high, low)) > math.log(REACH):
+    above, below = (abs(math.log(max(x, 1e-300) / level)) for x in (high, low))
+    if min(above, below) > math.log(REACH):
         return None
+    if max(above, below) > math.log(REACH):
+        # the far neighbour (often the start of training) says nothing about this level
+        near = a if above <= below else b
+        return near, near, 0.0
     if high > level >= low:
         return a, b, _share(high, low, level)
     # the loss came back above the level before the next measurement
