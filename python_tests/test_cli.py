@@ -103,7 +103,7 @@ def test_info(run: Run) -> None:
 
 @pytest.mark.slow
 def test_info_needs_only_the_core(tmp_path: Path) -> None:
-    names = ["scipy", "pandas", "matplotlib", "jinja2", "rich", "typer", "mlxtend", "distributed"]
+    names = ["scipy", "pandas", "matplotlib", "jinja2", "rich", "mlxtend", "distributed"]
     script = (
         f"import sys\nfor name in {names!r}: sys.modules[name] = None\n"
         "from rtrl_ext.cli import main\nsys.exit(main(['info']))"

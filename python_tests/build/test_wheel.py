@@ -63,7 +63,7 @@ def test_source_distribution_can_be_built_from(tmp_path):
     assert not [n for n in held if n.endswith(".so") or n.startswith((".venv", "build/"))]
 
 
-STUDY_PACKAGES = ("scipy", "pandas", "matplotlib", "jinja2", "rich", "typer", "mlxtend")
+STUDY_PACKAGES = ("scipy", "pandas", "matplotlib", "jinja2", "rich", "mlxtend")
 BARE = f"""
 import sys
 
