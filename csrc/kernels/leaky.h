@@ -36,6 +36,7 @@ struct LeakyForward {
   In<T> y0, s0;   // (L|1, B, n)
   In<T> w;        // (L|1, n, n) as given, row = postsynaptic
   In<T> leak;     // (L|1, n)
+  In<T> drive;    // (L|1, T, B, n) or null, added to pre
   const T* bias;  // (n) or null, added to pre
   T* y;           // (L, T, B, n)
   T* aux;         // (L, T, B, n); rate: phi(u), null with unit_leak; voltage: v
@@ -54,7 +55,7 @@ struct LeakyBackward {
   In<T> y, aux;    // (L|1, T, B, n)
   In<T> w;         // (L|1, n, n) transport matrix; null for Local
   In<T> leak;      // (L|1, n)
-  T* delta;        // (L, T, B, n), or with `part` (L, end - begin, B, n): the steps of this call alone
+  T* delta;        // (L, T, B, n), or with `part` (end - begin, rows of the tile, n): the steps of this call alone
   bool part;
   T* gy0;   // (L, B, n) or null, written by the call that covers step 0
   T* gs0;   // (L, B, n) or null
@@ -97,6 +98,32 @@ struct LeakyBackwardJvp {
   T* dlam;           // (L, T, B, n) or null
 };
 
+// C (M, N) += A^T B over `steps` times `rows` rows: a matrix's gradient from gradients of outputs (A) and inputs (B). Rows of A
+// lie lda apart within a step and a_step from one step to the next; B likewise. Columns [begin, end) of A are rows of C.
+template <class T>
+struct Outer {
+  int64_t steps, rows;
+  const T* a;  // (steps, rows, M)
+  int64_t lda, a_step;
+  const T* b;  // (steps, rows, N)
+  int64_t ldb, b_step;
+  int64_t begin, end, N;
+  T* c;  // (M, ldc), ldc a multiple of the vector; see outer_stride
+  int64_t ldc;
+};
+
+// C (steps, rows, N) = A B with B (K, N) packed.
+template <class T>
+struct Product {
+  int64_t steps, rows;
+  const T* a;  // (steps, rows, K)
+  int64_t lda, a_step;
+  const T* packed;
+  int64_t K, N;
+  T* c;  // (steps, rows, N)
+  int64_t ldc, c_step;
+};
+
 // The tile's number; row r of a tile is row b of the batch under leading index l.
 struct RowRange {
   int64_t begin, end;  // in the L * B rows, l = r / B, b = r % B
@@ -107,10 +134,15 @@ struct RowRange {
 // `scratch` is scratch_size numbers owned by the caller for the duration of the call, 64-byte aligned.
 template <class T>
 struct LeakyKernels {
-  int64_t (*packed_size)(int64_t n);
+  int64_t (*packed_size)(int64_t k, int64_t n);
   int64_t (*scratch_size)(int64_t rows, int64_t n);
-  // transpose: product with w^T (forward in time) or with w (backward)
-  void (*pack)(const T* w /* (n, n) */, int64_t n, bool transpose, T* out);
+  // Panels [begin, end) of B (k, n), element (i, j) at b[i * row + j * col]; panel_count of them.
+  int64_t (*panel_count)(int64_t n);
+  void (*pack)(const T* b, int64_t row, int64_t col, int64_t k, int64_t n, int64_t begin, int64_t end, T* out);
+  void (*product)(const Product<T>&);
+  int64_t (*outer_stride)(int64_t N);
+  void (*outer)(const Outer<T>&, T* tail /* (outer_tail()) */);
+  int64_t (*outer_tail)();
   void (*forward)(const LeakyForward<T>&, RowRange, const T* packed, T* scratch);
   void (*backward)(const LeakyBackward<T>&, RowRange, const T* packed, T* scratch);
   void (*forward_jvp)(const LeakyForwardJvp<T>&, RowRange, const T* packed, T* scratch);

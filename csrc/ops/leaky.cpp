@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> leaky_forward(const Tensor& pre, const Tensor
   with_dtype(pre.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     LeakyForward<T> p{shape,   args.in<T>(pre), args.in<T>(y0), args.in<T>(s0), args.in<T>(w), args.in<T>(leak),
-                      nullptr, out<T>(y),       out<T>(aux),    out<T>(s_n)};
+                      In<T>{}, nullptr,         out<T>(y),      out<T>(aux),    out<T>(s_n)};
     run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward);
   });
   return {y, aux, s_n};

@@ -1,6 +1,6 @@
-// A whole LeakyRNN layer as PyTorch ops: the input product, the recurrence, and all gradients. The time axis is worked through
-// in pieces that stay in the L2 cache, so that the products over all steps read what the recurrence has just written.
+// A whole LeakyRNN layer as PyTorch ops: the input product, the recurrence, and all gradients (leaky_layer_run.h).
 #include "ops/leaky_layer.h"
+#include "ops/leaky_layer_run.h"
 
 namespace rx {
 namespace {
@@ -27,10 +27,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
   if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
   LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
-  // The input product is written where the activations will be kept.
-  const Tensor pre = unit_leak ? y : aux;
-  const Rows x2(x, m), pre2(pre, n);
-  const Tensor u = Rows(dense(w_ih), m).transposed(0, n);
+  const Tensor& pre = unit_leak ? y : aux;
+  const Tensor u = dense(w_ih);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     Scratch<T> bias(n);
@@ -39,24 +37,13 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
       bias.get()[i] = (b1 ? static_cast<const T*>(b1->const_data_ptr())[i] : T(0)) +
                       (b2 ? static_cast<const T*>(b2->const_data_ptr())[i] : T(0));
     }
-    LeakyForward<T> p{
-        shape,     whole<T>(pre), whole<T>(y0), whole<T>(s0), whole<T>(w), whole<T>(leak), b1 || b2 ? bias.get() : nullptr,
-        out<T>(y), out<T>(aux),   out<T>(s_n)};
-    const int64_t piece = piece_steps(B, m + (unit_leak ? 1 : 2) * n, sizeof(T));
-    Tiles<T> tiles(shape, p.w, 1, true, piece < T_);
-    for (int64_t t = 0; t < T_; t += piece) {
-      const int64_t steps = std::min(piece, T_ - t);
-      const Tensor to = pre2(t * B, steps * B), with = x2(t * B, steps * B);
-      if (drive) {
-        addmm_out(to, Rows(*drive, n)(t * B, steps * B), with, u);
-      } else {
-        mm_out(to, with, u);
-      }
-      p.s.begin = t;
-      p.s.end = t + steps;
-      p.s.resume = t > 0;
-      tiles.run(p, leaky_kernels<T>().forward);
-    }
+    const LeakyForward<T> core{shape,          whole<T>(pre),
+                               whole<T>(y0),   whole<T>(s0),
+                               whole<T>(w),    whole<T>(leak),
+                               whole<T>(drive), b1 || b2 ? bias.get() : nullptr,
+                               out<T>(y),      out<T>(aux),
+                               out<T>(s_n)};
+    LayerForward<T>{core, out<T>(pre), whole<T>(x).p, m, whole<T>(u).p}.run();
   });
   return {y, aux, s_n};
 }
@@ -89,70 +76,42 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
   const Tensor none = make(x, {0});
   const bool keep_delta = needs & kNeedDelta;
   Tensor dx = needs & kNeedX ? make(x, {T_, B, m}) : none;
-  Tensor du = needs & kNeedInputWeight ? zeros_like_size(x, {n, m}) : none;
-  Tensor dw = needs & kNeedWeight ? zeros_like_size(x, {n, n}) : none;
-  Tensor db = needs & kNeedBias ? zeros_like_size(x, {n}) : none;
+  Tensor du = needs & kNeedInputWeight ? make(x, {n, m}) : none;
+  Tensor dw = needs & kNeedWeight ? make(x, {n, n}) : none;
+  Tensor db = needs & kNeedBias ? make(x, {n}) : none;
   Tensor delta = keep_delta ? make(x, {T_, B, n}) : none;
   Tensor gy0 = needs & kNeedInitial ? make(x, {B, n}) : none, gs0 = needs & kNeedInitial ? make(x, {B, n}) : none;
   Tensor lam = want_lam ? make(x, {T_, B, n}) : none;
   if (B * n == 0 || T_ == 0) {
-    if (needs & kNeedX) torch::stable::zero_(dx);
+    for (Tensor* empty : {&dx, &du, &dw, &db}) torch::stable::zero_(*empty);
     return {dx, du, dw, db, delta, gy0, gs0, lam};
   }
   LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
-  const Rows x2(x, m), y2(y, n), dx2(dx, m);
   const Tensor w_ih = dense(w_ih_);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t piece = piece_steps(B, m * (needs & kNeedX ? 2 : 1) + (unit_leak ? 3 : 4) * n, sizeof(T));
-    const Tensor part = keep_delta ? delta : make(x, {std::min(piece, T_), B, n});
-    LeakyBackward<T> p{shape,
-                       static_cast<Transport>(policy),
-                       mu,
-                       window,
-                       decay,
-                       whole<T>(gy),
-                       In<T>{},
-                       whole<T>(gs_n),
-                       whole<T>(y),
-                       unit_leak ? In<T>{} : whole<T>(aux),
-                       whole<T>(transport),
-                       whole<T>(leak),
-                       out<T>(part),
-                       !keep_delta,
-                       out<T>(gy0),
-                       out<T>(gs0),
-                       out<T>(lam),
-                       nullptr};
-    Tiles<T> tiles(shape, p.w, 1, false, piece < T_);
-    Scratch<T> bias(needs & kNeedBias ? tiles.count() * n : 1);
-    if (needs & kNeedBias) {
-      std::fill(bias.get(), bias.get() + tiles.count() * n, T(0));
-      p.bias = bias.get();
-    }
-    const Rows part2(part, n);
-    for (int64_t end = T_; end > 0; end -= piece) {
-      const int64_t t = std::max<int64_t>(0, end - piece), steps = end - t;
-      p.s.begin = t;
-      p.s.end = end;
-      p.s.resume = end < T_;
-      tiles.run(p, leaky_kernels<T>().backward);
-      const int64_t first = keep_delta ? t * B : 0, rows = steps * B;
-      if (needs & kNeedX) mm_out(dx2(t * B, rows), part2(first, rows), w_ih);
-      if (needs & kNeedInputWeight) add_product(du, part2.transposed(first, rows), x2(t * B, rows));
-      if (needs & kNeedWeight) {
-        const int64_t skip = t == 0 ? B : 0;  // step 0 sees y0
-        if (rows > skip) add_product(dw, part2.transposed(first + skip, rows - skip), y2(t * B + skip - B, rows - skip));
-        if (skip && y0) add_product(dw, part2.transposed(first, B), *y0);
-      }
-    }
-    if (needs & kNeedBias) {
-      T* total = out<T>(db);
-      for (int64_t i = 0; i < tiles.count(); ++i) {
-        for (int64_t j = 0; j < n; ++j) total[j] += bias.get()[i * n + j];
-      }
-    }
+    const LeakyBackward<T> core{shape,
+                                static_cast<Transport>(policy),
+                                mu,
+                                window,
+                                decay,
+                                whole<T>(gy),
+                                In<T>{},
+                                whole<T>(gs_n),
+                                whole<T>(y),
+                                unit_leak ? In<T>{} : whole<T>(aux),
+                                whole<T>(transport),
+                                whole<T>(leak),
+                                out<T>(delta),
+                                false,
+                                out<T>(gy0),
+                                out<T>(gs0),
+                                out<T>(lam),
+                                nullptr};
+    const LayerGradients<T> gradients{core,      whole<T>(x).p, whole<T>(y0).p, m, whole<T>(w_ih).p, out<T>(dx), out<T>(du),
+                                      out<T>(dw), out<T>(db)};
+    LayerBackward<T>(gradients).run();
   });
   return {dx, du, dw, db, delta, gy0, gs0, lam};
 }

@@ -8,6 +8,32 @@ namespace rx {
 
 constexpr int64_t kTileRowsMax = 64;
 
+// A matrix (k, n) given row by row, or its transpose, packed for products with it from the right.
+template <class T>
+class Packed {
+ public:
+  // `count` matrices; null packs nothing.
+  Packed(const T* b, int64_t k, int64_t n, bool transpose, int64_t count = 1)
+      : size_(leaky_kernels<T>().packed_size(k, n)), p_(b ? size_ * count : 1) {
+    if (!b) return;
+    const LeakyKernels<T>& kernels = leaky_kernels<T>();
+    const int64_t panels = kernels.panel_count(n), row = transpose ? 1 : n, col = transpose ? k : 1;
+    const int64_t grain = std::max<int64_t>(1, 32768 * panels / std::max<int64_t>(1, k * n));
+    torch::stable::parallel_for(0, panels * count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end;) {
+        const int64_t which = i / panels, first = i % panels, stop = std::min(panels, first + end - i);
+        kernels.pack(b + which * k * n, row, col, k, n, first, stop, p_.get() + which * size_);
+        i += stop - first;
+      }
+    });
+  }
+  const T* get(int64_t which = 0) const { return p_.get() + which * size_; }
+
+ private:
+  int64_t size_;
+  Scratch<T> p_;
+};
+
 // Packs the recurrent matrix once; `run` may then be called for one piece of the time axis after the other.
 template <class T>
 class Tiles {
@@ -15,12 +41,7 @@ class Tiles {
   // `weight` (L|1, n, n), `weights` of them, or null where no product is needed. `keep`: scratch lives from one `run` to the
   // next.
   Tiles(const LeakyShape& s, const In<T>& weight, int64_t weights, bool transpose, bool keep)
-      : n_(s.n), kernels_(leaky_kernels<T>()), size_(kernels_.packed_size(s.n)), packed_(weight.p ? size_ * weights : 1) {
-    if (weight.p) {
-      torch::stable::parallel_for(0, weights, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) kernels_.pack(weight.p + i * n_ * n_, n_, transpose, packed_.get() + i * size_);
-      });
-    }
+      : n_(s.n), kernels_(leaky_kernels<T>()), packed_(weight.p, s.n, s.n, transpose, weights) {
     // Rows under one recurrent matrix may share a tile; with a matrix per leading index they may not.
     groups_ = weight.p && weight.lead ? s.L : 1;
     group_rows_ = s.L * s.B / groups_;
@@ -42,7 +63,7 @@ class Tiles {
         const int64_t group = i / tiles_, tile = i % tiles_, first = group * group_rows_;
         const RowRange rows{first + group_rows_ * tile / tiles_, first + group_rows_ * (tile + 1) / tiles_, i};
         T* scratch = kept_ ? kept_->get() + i * tile_scratch_ : own->get();
-        kernel(p, rows, packed_.get() + (groups_ > 1 ? group * size_ : 0), scratch);
+        kernel(p, rows, packed_.get(groups_ > 1 ? group : 0), scratch);
       }
     });
   }
@@ -50,8 +71,7 @@ class Tiles {
  private:
   int64_t n_;
   const LeakyKernels<T>& kernels_;
-  int64_t size_;
-  Scratch<T> packed_;
+  Packed<T> packed_;
   int64_t groups_, group_rows_, tiles_, tile_scratch_;
   std::unique_ptr<Scratch<T>> kept_;
 };

@@ -1,7 +1,7 @@
-// The recurrent product, C = A B with B packed once per call and reused at every time step.
-//   A (rows, K) row stride lda, C (rows, N) row stride ldc, both in scratch of this thread.
-//   B packed in column panels of kPanel lanes: panel p holds (K, width) contiguously, width = 2 vectors or, for the last
-//   one, 1.
+// Products with a matrix that is packed once per call, C = A B: the recurrent product of every time step, and the products of
+// a layer with its input matrix. The gradient of the matrix, A^T B, is in outer.h.
+//   A (rows, K) row stride lda, C (rows, N) row stride ldc.
+//   B packed in column panels: panel p holds (K, width) contiguously, width = 2 vectors or, for the last one, 1.
 #pragma once
 #include "kernels/cpu/simd.h"
 
@@ -10,8 +10,10 @@ namespace RX_NS {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;  // 12 x 2 vectors of accumulators, 2 of B, broadcasts: 32 registers
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;  // 6 x 2 accumulators, 2 of B, 1 broadcast: 16 registers
 #else
-constexpr int kTileRows = 4;  // 4 x 2 accumulators: 16 registers
+constexpr int kTileRows = 4;  // without fused multiply-adds a product needs a register, too
 #endif
 
 // Number of lanes of T that N columns occupy when padded to whole vectors.
@@ -26,25 +28,35 @@ int64_t packed_size(int64_t k, int64_t n) {
   return k * padded<T>(n);
 }
 
-// b (K, N): element (k, j) at b[k * row + j * col]; out packed_size(K, N), 64-byte aligned.
 template <class T>
-void pack(const T* b, int64_t row, int64_t col, int64_t k, int64_t n, T* out) {
+int64_t panel_count(int64_t n) {
+  constexpr int64_t width = 2 * lanes<Vec<T>>();
+  return (n + width - 1) / width;
+}
+
+// Panels [begin, end) of b (K, N), element (i, j) at b[i * row + j * col]; out packed_size(K, N), 64-byte aligned.
+template <class T>
+void pack(const T* b, int64_t row, int64_t col, int64_t k, int64_t n, int64_t begin, int64_t end, T* out) {
   constexpr int64_t v = lanes<Vec<T>>();
   const int64_t width_all = padded<T>(n);
-  for (int64_t j0 = 0; j0 < width_all; j0 += 2 * v) {
-    const int64_t width = width_all - j0 < 2 * v ? v : 2 * v;
-    for (int64_t i = 0; i < k; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        *out++ = j0 + j < n ? b[i * row + (j0 + j) * col] : T(0);
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t j0 = panel * 2 * v, width = width_all - j0 < 2 * v ? v : 2 * v;
+    T* to = out + j0 * k;
+    for (int64_t j = 0; j < width; ++j) {  // along the panel's rows of b, contiguous for a transposed matrix
+      const T* from = b + (j0 + j) * col;
+      if (j0 + j >= n) {
+        for (int64_t i = 0; i < k; ++i) to[i * width + j] = T(0);
+      } else {
+        for (int64_t i = 0; i < k; ++i) to[i * width + j] = from[i * row];
       }
     }
   }
 }
 
 // Each number of C is one sum over k in order, whatever the height of its block: a row's result doesn't depend on the rows it
-// shares a tile with, nor on the number of threads.
-template <class T, int Rows, int Vecs>
-inline void gemm_tile(const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc) {
+// shares a tile with, nor on the number of threads. `last` is how many lanes of the last vector lie in C; Full: all of them.
+template <class T, int Rows, int Vecs, bool Full>
+inline void gemm_tile(const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc, int last) {
   using V = Vec<T>;
   constexpr int v = lanes<V>();
   V acc[Rows][Vecs];
@@ -67,44 +79,49 @@ inline void gemm_tile(const T* a, int64_t lda, const T* panel, int64_t k, T* c, 
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < Vecs; ++j) store<V>(c + r * ldc + j * v, acc[r][j]);
+    for (int j = 0; j + 1 < Vecs; ++j) store<V>(c + r * ldc + j * v, acc[r][j]);
+    write<Full, V>(c + r * ldc + (Vecs - 1) * v, acc[r][Vecs - 1], last);
   }
 }
 
-template <class T, int Rows, int Vecs>
-void gemm_rest(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc) {
+template <class T, int Rows, int Vecs, bool Full>
+void gemm_rest(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc, int last) {
   if constexpr (Rows > 0) {
     if (rows == Rows) {
-      gemm_tile<T, Rows, Vecs>(a, lda, panel, k, c, ldc);
+      gemm_tile<T, Rows, Vecs, Full>(a, lda, panel, k, c, ldc, last);
     } else {
-      gemm_rest<T, Rows - 1, Vecs>(rows, a, lda, panel, k, c, ldc);
+      gemm_rest<T, Rows - 1, Vecs, Full>(rows, a, lda, panel, k, c, ldc, last);
     }
   }
 }
 
-template <class T, int Vecs>
-void gemm_panel(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc) {
+template <class T, int Vecs, bool Full>
+void gemm_panel(int64_t rows, const T* a, int64_t lda, const T* panel, int64_t k, T* c, int64_t ldc, int last = 0) {
   // Blocks of nearly equal height: 32 rows as 11 + 11 + 10 rather than 12 + 12 + 8.
   const int64_t blocks = (rows + kTileRows - 1) / kTileRows;
   for (int64_t i = 0, r = 0; i < blocks; ++i) {
     const int64_t height = (rows - r + blocks - i - 1) / (blocks - i);
-    gemm_rest<T, kTileRows, Vecs>(height, a + r * lda, lda, panel, k, c + r * ldc, ldc);
+    gemm_rest<T, kTileRows, Vecs, Full>(height, a + r * lda, lda, panel, k, c + r * ldc, ldc, last);
     r += height;
   }
 }
 
-// c (rows, padded N) = a (rows, K) times packed (K, N).
+// c (rows, N) = a (rows, K) times packed (K, N). With `room`, rows of c have padded<T>(N) numbers and the rest may be written.
 template <class T>
-void gemm(int64_t rows, const T* a, int64_t lda, const T* packed, int64_t k, int64_t n, T* c, int64_t ldc) {
+void gemm(int64_t rows, const T* a, int64_t lda, const T* packed, int64_t k, int64_t n, T* c, int64_t ldc, bool room) {
   constexpr int64_t v = lanes<Vec<T>>();
-  const int64_t width_all = padded<T>(n);
-  for (int64_t j0 = 0; j0 < width_all; j0 += 2 * v) {
-    if (width_all - j0 < 2 * v) {
-      gemm_panel<T, 1>(rows, a, lda, packed, k, c + j0, ldc);
+  const int64_t end = room ? padded<T>(n) : n;
+  for (int64_t j = 0; j < n; j += 2 * v) {
+    if (j + 2 * v <= end) {
+      gemm_panel<T, 2, true>(rows, a, lda, packed, k, c + j, ldc);
+    } else if (j + v < n) {
+      gemm_panel<T, 2, false>(rows, a, lda, packed, k, c + j, ldc, static_cast<int>(n - j - v));
+    } else if (j + v <= end) {
+      gemm_panel<T, 1, true>(rows, a, lda, packed, k, c + j, ldc);
     } else {
-      gemm_panel<T, 2>(rows, a, lda, packed, k, c + j0, ldc);
-      packed += 2 * v * k;
+      gemm_panel<T, 1, false>(rows, a, lda, packed, k, c + j, ldc, static_cast<int>(n - j));
     }
+    packed += 2 * v * k;
   }
 }
 

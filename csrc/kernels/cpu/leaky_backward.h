@@ -108,6 +108,7 @@ void leaky_backward_start(const LeakyBackward<T>& p, Tile<T>& tile, int64_t r) {
 template <class T, class Act, bool Voltage, Transport P>
 void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
   Tile<T> tile(p.s, range, scratch);
+  if (p.part) tile.own_part();
   constexpr bool multiplies = P == Transport::Full || P == Transport::Hop || P == Transport::State;
   if (P == Transport::Diagonal && !p.s.resume) {  // gathered once: `extra` has no other use here
     for (int64_t r = 0; r < tile.rows; ++r) {

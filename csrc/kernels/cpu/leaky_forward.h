@@ -10,6 +10,7 @@ RX_FN void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r
   using V = Vec<T>;
   const T* pre = tile.at(p.pre, r, t);
   const T* leak = tile.unit(p.leak, r);
+  const T* drive = tile.at(p.drive, r, t);
   const T* bias = p.bias;
   T* y = tile.at(p.y, r, t);
   T* aux = tile.at(p.aux, r, t);
@@ -19,6 +20,7 @@ RX_FN void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r
   columns<T>(tile.n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
     constexpr bool F = decltype(full)::value;
     V u = read<F, V>(pre + j, count) + load<V>(product + j);
+    if (drive) u += read<F, V>(drive + j, count);
     if (bias) u += read<F, V>(bias + j, count);
     if constexpr (Unit) {
       const V phi = Act::value(u);
@@ -55,6 +57,7 @@ void leaky_forward_run(const LeakyForward<T>& p, RowRange range, const T* packed
   }
   for (int64_t t = p.s.begin; t < p.s.end; ++t) {
     tile.prefetch(p.pre, t);
+    tile.prefetch(p.drive, t);
     tile.prefetch(p.y, t);
     tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {

@@ -29,10 +29,11 @@ struct Tile {
   // First number of the row in arrays (L, T, B, n), (1, T, B, n) and (L, B, n); (1, B, n) is as the second.
   int64_t full[kMaxRows], shared[kMaxRows], flat[kMaxRows];
   int64_t part[kMaxRows];  // in arrays (L, end - begin, B, n) of a piece of time
+  int64_t part_steps;
   int64_t begin;
 
   Tile(const LeakyShape& s, RowRange range, T* scratch)
-      : rows(range.end - range.begin), n(s.n), ld(scratch_stride<T>(s.n)), steps(s.B * s.n), begin(s.begin) {
+      : rows(range.end - range.begin), n(s.n), ld(scratch_stride<T>(s.n)), steps(s.B * s.n), part_steps(steps), begin(s.begin) {
     carry = scratch;
     product = carry + rows * ld;
     state = product + rows * ld;
@@ -48,6 +49,11 @@ struct Tile {
       part[r] = (l[r] * (s.end - s.begin) * s.B + b) * n;
     }
   }
+  // Arrays of a piece of time hold this tile's rows alone: (end - begin, rows, n).
+  void own_part() {
+    part_steps = rows * n;
+    for (int64_t r = 0; r < rows; ++r) part[r] = r * n;
+  }
   // Row r at time t of a sequence, of one (L|1, B, n), of one (L|1, n); null stays null.
   const T* at(const In<T>& x, int64_t r, int64_t t) const {
     return x.p ? x.p + (x.lead ? full[r] : shared[r]) + t * steps : nullptr;
@@ -57,10 +63,10 @@ struct Tile {
   T* at(T* x, int64_t r, int64_t t) const { return x ? x + full[r] + t * steps : nullptr; }
   // The same in an array of one piece of time; `whole`: it is one of all steps after all.
   T* at_part(T* x, int64_t r, int64_t t, bool whole) const {
-    return whole ? at(x, r, t) : x ? x + part[r] + (t - begin) * steps : nullptr;
+    return whole ? at(x, r, t) : x ? x + part[r] + (t - begin) * part_steps : nullptr;
   }
   const T* at_part(const In<T>& x, int64_t r, int64_t t, bool whole) const {
-    return whole ? at(x, r, t) : x.p ? x.p + part[r] + (t - begin) * steps : nullptr;
+    return whole ? at(x, r, t) : x.p ? x.p + part[r] + (t - begin) * part_steps : nullptr;
   }
   T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
 
@@ -84,7 +90,7 @@ struct Tile {
       for (int64_t i = 0; source && i < n; ++i) to[r * ld + i] = source[i];
     }
   }
-  void multiply(const T* packed) { gemm<T>(rows, carry, ld, packed, n, n, product, ld); }
+  void multiply(const T* packed) { gemm<T>(rows, carry, ld, packed, n, n, product, ld, true); }
 };
 
 // f(column, count, full) over a row of n in vectors; `full` is a compile-time flag of the last, partial one.

@@ -2,19 +2,12 @@
 #include "kernels/cpu/leaky_backward.h"
 #include "kernels/cpu/leaky_forward.h"
 #include "kernels/cpu/leaky_jvp.h"
+#include "kernels/cpu/outer.h"
 #include "kernels/cpu/tables.h"
 
 namespace rx {
 namespace RX_NS {
 
-template <class T>
-void pack_square(const T* w, int64_t n, bool transpose, T* out) {
-  pack<T>(w, transpose ? 1 : n, transpose ? n : 1, n, n, out);
-}
-template <class T>
-int64_t packed_square(int64_t n) {
-  return packed_size<T>(n, n);
-}
 template <class T>
 int64_t tile_scratch(int64_t rows, int64_t n) {
   return 4 * rows * scratch_stride<T>(n);
@@ -22,8 +15,8 @@ int64_t tile_scratch(int64_t rows, int64_t n) {
 
 template <class T>
 LeakyKernels<T> table() {
-  return {packed_square<T>,  tile_scratch<T>,      pack_square<T>,       leaky_forward<T>,
-          leaky_backward<T>, leaky_forward_jvp<T>, leaky_backward_jvp<T>};
+  return {packed_size<T>, tile_scratch<T>, panel_count<T>,   pack<T>,           product<T>,           outer_stride<T>,
+          outer<T>,       outer_tail<T>,   leaky_forward<T>, leaky_backward<T>, leaky_forward_jvp<T>, leaky_backward_jvp<T>};
 }
 
 LeakyKernels<float> leaky_table_f32() {
