@@ -86,14 +86,15 @@ def leaky_layer(
                 unit_leak=unit_leak,
             )  # fmt: skip
     dtype = x.dtype
-    ranks = ((weight_ih, 2), (weight_hh, 2), (bias_ih, 1), (bias_hh, 1), (leak, 1), (drive, 3))
-    single = all(t is None or t.dim() == rank for t, rank in (*ranks, (h0, 2)))
     fused = None
-    if single and _fused.available(x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0):
+    if _fused.available(x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0):
         fused = _fused
-    elif single and drive is None and isinstance(rule, BPTT) and _under_transform():
+    elif drive is None and isinstance(rule, BPTT) and _under_transform():
         primal = (x, weight_ih, weight_hh, bias_ih, bias_hh, h0)
-        fused = _fused_transforms if _fused_transforms.available(leak, *primal) else None
+        ranks = (3, 2, 2, 1, 1, 2)
+        single = all(t is None or t.dim() == r for t, r in zip(primal, ranks, strict=True))
+        if single and leak.dim() == 1 and _fused_transforms.available(leak, *primal):
+            fused = _fused_transforms
     if fused is not None:
         w = masked(weight_hh, mask)
         y0 = h0

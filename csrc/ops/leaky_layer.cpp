@@ -37,12 +37,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
       bias.get()[i] = (b1 ? static_cast<const T*>(b1->const_data_ptr())[i] : T(0)) +
                       (b2 ? static_cast<const T*>(b2->const_data_ptr())[i] : T(0));
     }
-    const LeakyForward<T> core{shape,          whole<T>(pre),
-                               whole<T>(y0),   whole<T>(s0),
-                               whole<T>(w),    whole<T>(leak),
-                               whole<T>(drive), b1 || b2 ? bias.get() : nullptr,
-                               out<T>(y),      out<T>(aux),
-                               out<T>(s_n)};
+    const LeakyForward<T> core{shape,       whole<T>(pre),  whole<T>(y0),    whole<T>(s0),
+                               whole<T>(w), whole<T>(leak), whole<T>(drive), b1 || b2 ? bias.get() : nullptr,
+                               out<T>(y),   out<T>(aux),    out<T>(s_n)};
     LayerForward<T>{core, out<T>(pre), whole<T>(x).p, m, whole<T>(u).p}.run();
   });
   return {y, aux, s_n};
@@ -109,8 +106,8 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
                                 out<T>(gs0),
                                 out<T>(lam),
                                 nullptr};
-    const LayerGradients<T> gradients{core,      whole<T>(x).p, whole<T>(y0).p, m, whole<T>(w_ih).p, out<T>(dx), out<T>(du),
-                                      out<T>(dw), out<T>(db)};
+    const LayerGradients<T> gradients{core,       whole<T>(x).p, whole<T>(y0).p, m,         whole<T>(w_ih).p,
+                                      out<T>(dx), out<T>(du),    out<T>(dw),     out<T>(db)};
     LayerBackward<T>(gradients).run();
   });
   return {dx, du, dw, db, delta, gy0, gs0, lam};

@@ -59,7 +59,8 @@ struct LayerForward {
           p.s.end = std::min(T_, t + steps);
           p.s.resume = t > 0;
           const int64_t at = t * B + range.begin;
-          kernels.product({p.s.end - t, range.end - range.begin, x + at * m, m, B * m, input.get(), m, n, pre + at * n, n, B * n});
+          kernels.product(
+              {p.s.end - t, range.end - range.begin, x + at * m, m, B * m, input.get(), m, n, pre + at * n, n, B * n});
           kernels.forward(p, range, recurrent.get(), scratch.get());
         }
       });
@@ -154,7 +155,8 @@ class LayerBackward : LayerGradients<T> {
   }
 
   // Rows [first, last) of the weight gradients from a chunk.
-  void accumulate(RowRange range, int64_t begin, int64_t end, int64_t first, int64_t last, T* sums, Delta delta, T* tail) const {
+  void accumulate(RowRange range, int64_t begin, int64_t end, int64_t first, int64_t last, T* sums, Delta delta,
+                  T* tail) const {
     const int64_t B = core.s.B, n = core.s.n, rows = range.end - range.begin;
     if (dw_ih) {
       kernels_.outer({end - begin, rows, delta.p, n, delta.step, x + (begin * B + range.begin) * m, m, B * m, first, last, m,
@@ -186,14 +188,14 @@ class LayerBackward : LayerGradients<T> {
           recur(range, begin, end, sums + share * sums_size_, scratch + range.tile * tile_size_, recurrent, input);
         });
       });
-      torch::stable::parallel_for(0, n, std::max<int64_t>(12, (n + shares_.threads - 1) / shares_.threads),
-                                  [&](int64_t first, int64_t last) {
-                                    Scratch<T> tail(kernels_.outer_tail());
-                                    shares_.tiles(0, shares_.count, [&](int64_t, RowRange range) {
-                                      const T* space = scratch + range.tile * tile_size_;
-                                      accumulate(range, begin, end, first, last, sums, delta_of(space, range, begin), tail.get());
-                                    });
-                                  });
+      torch::stable::parallel_for(
+          0, n, std::max<int64_t>(12, (n + shares_.threads - 1) / shares_.threads), [&](int64_t first, int64_t last) {
+            Scratch<T> tail(kernels_.outer_tail());
+            shares_.tiles(0, shares_.count, [&](int64_t, RowRange range) {
+              const T* space = scratch + range.tile * tile_size_;
+              accumulate(range, begin, end, first, last, sums, delta_of(space, range, begin), tail.get());
+            });
+          });
     }
   }
 

@@ -103,7 +103,15 @@ class RecurrentBase(nn.Module):
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of each layer, in the order of ``torch.nn.RNNBase``."""
-        return [[getattr(self, name) for name in names] for names in self._all_weights]
+        return [self._weights(layer) for layer in range(self.num_layers)]
+
+    def _weights(self, layer: int) -> list[Any]:
+        """A layer's parameters; a parametrized one is no entry of ``_parameters``."""
+        own = self._parameters  # not getattr, which raises and catches an error for each
+        return [
+            getattr(self, name) if own.get(name) is None else own[name]
+            for name in self._all_weights[layer]
+        ]
 
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew, uniform in ±1/sqrt(n), as ``torch.nn.RNNBase`` does."""
@@ -164,7 +172,10 @@ class RecurrentBase(nn.Module):
         (layers, B, n). T = 0 is refused, B = 0 gives empty results.
         Raises TypeError for wrong types or mixed dtypes, ValueError for wrong shapes or devices.
         """
-        weight: Tensor = getattr(self, self._all_weights[0][0])
+        first = self._all_weights[0][0]
+        weight: Tensor | None = self._parameters.get(first)
+        if weight is None:
+            weight = getattr(self, first)
         half = None
         device = weight.device.type
         known = device != "meta"  # to autocast

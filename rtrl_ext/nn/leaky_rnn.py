@@ -108,8 +108,9 @@ class LeakyRNN(RecurrentBase):
 
     def _leak_of(self, layer: int) -> Tensor:
         """κ (n,) of a layer as the forward pass uses it."""
-        if self.leak is not None:
-            return self.leak
+        fixed = self.leak
+        if fixed is not None:
+            return fixed
         leak: Tensor = getattr(self, f"leak_l{layer}")
         # the clamped value, with the gradient of the identity
         return leak.detach().clamp(SMALLEST_LEAK, 1.0) + (leak - leak.detach())
@@ -150,7 +151,7 @@ class LeakyRNN(RecurrentBase):
         if seed is not None:
             noise = self._noise(x, leak, layer, seed)
             drive = noise if drive is None else drive + noise
-        weights: list[Any] = [getattr(self, name) for name in self._all_weights[layer]]
+        weights = self._weights(layer)
         if x.dtype != weights[0].dtype:
             weights = [w.to(x.dtype) for w in weights]
         w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
