@@ -61,7 +61,9 @@ clean:
 $(STAMPS)/requirements: requirements-dev.txt
 ifeq ($(VENV),none)
 	@$(PYTHON) -c "import re, sys, importlib.metadata as m; v = next((d.version for d in m.distributions(name='torch')), 'none'); sys.exit(tuple(map(int, re.findall(r'\d+', v)[:2])) < (2, 13) and f'VENV=none needs torch >= 2.13 in the active environment, found {v}')"
-	$(PYTHON) -m pip install --quiet --upgrade-strategy only-if-needed $$(grep -v '^torch==' requirements-dev.txt | grep -v '^#' | sed 's/==.*//')
+	@mkdir -p $(STAMPS)
+	$(PYTHON) -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > $(STAMPS)/torch.txt
+	$(PYTHON) -m pip install --quiet --upgrade-strategy only-if-needed -c $(STAMPS)/torch.txt $$(grep -v '^torch==' requirements-dev.txt | grep -v '^#' | sed 's/==.*//')
 else
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python 3.11 or newer is needed, found {sys.version.split()[0]}')"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
