@@ -9,12 +9,16 @@ namespace rx {
 namespace RX_NS {
 
 #if defined(__AVX512F__)
-constexpr int kOuterRows = 6, kOuterVecs = 4;  // 24 accumulators, 4 of B, broadcasts
+constexpr int kOuterVecs = 4, kOuterSums = 24;  // 24 accumulators, 4 vectors of B, broadcasts: 32 registers
 #elif defined(__AVX2__)
-constexpr int kOuterRows = 6, kOuterVecs = 2;
+constexpr int kOuterVecs = 2, kOuterSums = 12;
 #else
-constexpr int kOuterRows = 4, kOuterVecs = 2;
+constexpr int kOuterVecs = 2, kOuterSums = 8;
 #endif
+// Rows of C in a tile of so many vectors: narrow ones are tall, to have sums enough in flight.
+constexpr int outer_rows(int vecs) {
+  return vecs == 1 ? kOuterSums / 2 : kOuterSums / vecs;
+}
 constexpr int64_t kOuterBlock = 128;  // rows in a block: its strip of B stays in L1
 
 template <class T, int Rows, int Vecs>
@@ -62,12 +66,22 @@ void outer_rest(int64_t height, const Outer<T>& p, const T* a, const T* b, int64
 // Columns [j, j + Vecs vectors) of C.
 template <class T, int Vecs>
 void outer_strip(const Outer<T>& p, int64_t j, const T* b, int64_t ldb, int64_t b_step) {
+  constexpr int tall = outer_rows(Vecs);
+  const int64_t blocks = (p.end - p.begin + tall - 1) / tall;
+  for (int64_t i = 0, r = p.begin; i < blocks; ++i) {
+    const int64_t height = (p.end - r + blocks - i - 1) / (blocks - i);
+    outer_rest<T, tall, Vecs>(height, p, p.a + r, b, ldb, b_step, p.c + r * p.ldc + j);
+    r += height;
+  }
+}
+
+template <class T, int Vecs>
+void outer_narrow(int64_t vecs, const Outer<T>& p, int64_t j, const T* b, int64_t ldb, int64_t b_step) {
   if constexpr (Vecs > 0) {
-    const int64_t blocks = (p.end - p.begin + kOuterRows - 1) / kOuterRows;
-    for (int64_t i = 0, r = p.begin; i < blocks; ++i) {
-      const int64_t height = (p.end - r + blocks - i - 1) / (blocks - i);
-      outer_rest<T, kOuterRows, Vecs>(height, p, p.a + r, b, ldb, b_step, p.c + r * p.ldc + j);
-      r += height;
+    if (vecs == Vecs) {
+      outer_strip<T, Vecs>(p, j, b, ldb, b_step);
+    } else {
+      outer_narrow<T, Vecs - 1>(vecs, p, j, b, ldb, b_step);
     }
   }
 }
@@ -75,28 +89,21 @@ void outer_strip(const Outer<T>& p, int64_t j, const T* b, int64_t ldb, int64_t 
 template <class T>
 void outer_block(const Outer<T>& p, T* tail) {
   constexpr int64_t v = lanes<Vec<T>>();
-  const int64_t whole = p.N / v * v;
   int64_t j = 0;
-  for (; j + kOuterVecs * v <= whole; j += kOuterVecs * v) outer_strip<T, kOuterVecs>(p, j, p.b + j, p.ldb, p.b_step);
-  if constexpr (kOuterVecs > 2) {
-    if (j + 2 * v <= whole) {
-      outer_strip<T, 2>(p, j, p.b + j, p.ldb, p.b_step);
-      j += 2 * v;
-    }
-  }
-  if (j + v <= whole) {
-    outer_strip<T, 1>(p, j, p.b + j, p.ldb, p.b_step);
-    j += v;
-  }
+  for (; j + kOuterVecs * v <= p.N; j += kOuterVecs * v) outer_strip<T, kOuterVecs>(p, j, p.b + j, p.ldb, p.b_step);
   if (j == p.N) return;
+  const int64_t left = p.N - j, vecs = (left + v - 1) / v, width = vecs * v;
+  if (left == width) return outer_narrow<T, kOuterVecs - 1>(vecs, p, j, p.b + j, p.ldb, p.b_step);
   // The last columns in whole vectors padded with zeros, so that no load crosses the end of B.
   for (int64_t s = 0, row = 0; s < p.steps; ++s) {
     for (int64_t i = 0; i < p.rows; ++i, ++row) {
-      const T* from = p.b + s * p.b_step + i * p.ldb;
-      for (int64_t k = 0; k < v; ++k) tail[row * v + k] = j + k < p.N ? from[j + k] : T(0);
+      const T* from = p.b + s * p.b_step + i * p.ldb + j;
+      T* to = tail + row * width;
+      for (int64_t k = 0; k < left; ++k) to[k] = from[k];
+      for (int64_t k = left; k < width; ++k) to[k] = T(0);
     }
   }
-  outer_strip<T, 1>(p, j, tail, v, p.rows * v);
+  outer_narrow<T, kOuterVecs>(vecs, p, j, tail, width, p.rows * width);
 }
 
 template <class T>
@@ -125,7 +132,7 @@ int64_t outer_stride(int64_t n) {
 }
 template <class T>
 int64_t outer_tail() {
-  return kOuterBlock * lanes<Vec<T>>();
+  return kOuterBlock * kOuterVecs * lanes<Vec<T>>();
 }
 
 // C (steps, rows, N) = A B, in as long runs of rows as there are.
