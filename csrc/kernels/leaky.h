@@ -141,8 +141,8 @@ struct LeakyKernels {
   void (*pack)(const T* b, int64_t row, int64_t col, int64_t k, int64_t n, int64_t begin, int64_t end, T* out);
   void (*product)(const Product<T>&);
   int64_t (*outer_stride)(int64_t N);
-  void (*outer)(const Outer<T>&, T* tail /* (outer_tail()) */);
-  int64_t (*outer_tail)();
+  void (*outer)(const Outer<T>&, T* scratch /* (outer_scratch(M)) */);
+  int64_t (*outer_scratch)(int64_t M);
   void (*forward)(const LeakyForward<T>&, RowRange, const T* packed, T* scratch);
   void (*backward)(const LeakyBackward<T>&, RowRange, const T* packed, T* scratch);
   void (*forward_jvp)(const LeakyForwardJvp<T>&, RowRange, const T* packed, T* scratch);

@@ -99,7 +99,8 @@ class LayerBackward : LayerGradients<T> {
     tile_size_ = kernels_.scratch_size(shares_.largest(), n) + (core.delta ? 0 : steps_ * shares_.largest() * n) + 64;
     tile_size_ -= tile_size_ % 64;
     Scratch<T> scratch(tile_size_ * number);
-    const Packed<T> recurrent(core.w.p, n, n, false), input(dx ? w_ih : nullptr, n, m, false);
+    const bool multiplies = core.transport != Transport::Local && core.transport != Transport::Diagonal;
+    const Packed<T> recurrent(multiplies ? core.w.p : nullptr, n, n, false), input(dx ? w_ih : nullptr, n, m, false);
     auto cleared = [&](int64_t share) {
       T* mine = sums.get() + share * sums_size_;
       std::fill(mine, mine + sums_size_, T(0));
@@ -111,7 +112,7 @@ class LayerBackward : LayerGradients<T> {
     } else {
       torch::stable::parallel_for(0, shares_.count, 1, [&](int64_t first, int64_t last) {
         for (int64_t share = first; share < last; ++share) cleared(share);
-        Scratch<T> tail(kernels_.outer_tail());
+        Scratch<T> tail(kernels_.outer_scratch(n));
         shares_.tiles(first, last, [&](int64_t share, RowRange range) {
           T *mine = sums.get() + share * sums_size_, *space = scratch.get() + share * tile_size_;
           for (int64_t end = T_; end > 0; end -= steps_) {
@@ -190,7 +191,7 @@ class LayerBackward : LayerGradients<T> {
       });
       torch::stable::parallel_for(
           0, n, std::max<int64_t>(12, (n + shares_.threads - 1) / shares_.threads), [&](int64_t first, int64_t last) {
-            Scratch<T> tail(kernels_.outer_tail());
+            Scratch<T> tail(kernels_.outer_scratch(n));
             shares_.tiles(0, shares_.count, [&](int64_t, RowRange range) {
               const T* space = scratch + range.tile * tile_size_;
               accumulate(range, begin, end, first, last, sums, delta_of(space, range, begin), tail.get());

@@ -42,13 +42,18 @@ void pack(const T* b, int64_t row, int64_t col, int64_t k, int64_t n, int64_t be
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t j0 = panel * 2 * v, width = width_all - j0 < 2 * v ? v : 2 * v;
     T* to = out + j0 * k;
-    for (int64_t j = 0; j < width; ++j) {  // along the panel's rows of b, contiguous for a transposed matrix
-      const T* from = b + (j0 + j) * col;
-      if (j0 + j >= n) {
-        for (int64_t i = 0; i < k; ++i) to[i * width + j] = T(0);
-      } else {
-        for (int64_t i = 0; i < k; ++i) to[i * width + j] = from[i * row];
+    const int64_t inside = n - j0 < width ? n - j0 : width;
+    if (col == 1) {
+      for (int64_t i = 0; i < k; ++i) {
+        for (int64_t j = 0; j < inside; ++j) to[i * width + j] = b[i * row + j0 + j];
       }
+    } else {  // transposed: along its rows
+      for (int64_t j = 0; j < inside; ++j) {
+        for (int64_t i = 0; i < k; ++i) to[i * width + j] = b[i * row + (j0 + j) * col];
+      }
+    }
+    for (int64_t j = inside; j < width; ++j) {
+      for (int64_t i = 0; i < k; ++i) to[i * width + j] = T(0);
     }
   }
 }

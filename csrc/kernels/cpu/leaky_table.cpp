@@ -15,8 +15,8 @@ int64_t tile_scratch(int64_t rows, int64_t n) {
 
 template <class T>
 LeakyKernels<T> table() {
-  return {packed_size<T>, tile_scratch<T>, panel_count<T>,   pack<T>,           product<T>,           outer_stride<T>,
-          outer<T>,       outer_tail<T>,   leaky_forward<T>, leaky_backward<T>, leaky_forward_jvp<T>, leaky_backward_jvp<T>};
+  return {packed_size<T>, tile_scratch<T>,  panel_count<T>,   pack<T>,           product<T>,           outer_stride<T>,
+          outer<T>,       outer_scratch<T>, leaky_forward<T>, leaky_backward<T>, leaky_forward_jvp<T>, leaky_backward_jvp<T>};
 }
 
 LeakyKernels<float> leaky_table_f32() {
