@@ -78,6 +78,16 @@ def test_each_measure_is_interpolated_between_its_own_checkpoints():
     assert at(run, 0.6)["lambda1"] == pytest.approx(70 * 0.6**-1.5, rel=1e-9)
 
 
+def test_lambda_from_both_sides_of_a_jump():
+    """The row above the level is used where it is measured; a record without it falls back."""
+    loss = np.array([2.0, 1.0, 0.65, 0.55, 0.5])
+    new = make_run(loss, lambda1=[5.0, 6.0, 100.0, 50.0, 60.0])
+    share = math.log(0.65 / 0.6) / math.log(0.65 / 0.55)
+    assert at(new, 0.6)["lambda1"] == pytest.approx(100 * 0.5**share)
+    old = make_run(loss, lambda1=[5.0, NAN, NAN, 50.0, 60.0])
+    assert at(old, 0.6)["lambda1"] == pytest.approx(50.0)
+
+
 def test_negative_lambda_is_interpolated_as_it_is():
     run = make_run([2.0, 0.7, 0.5], lambda1=[5.0, -3.0, 9.0])
     share = math.log(0.7 / 0.6) / math.log(0.7 / 0.5)

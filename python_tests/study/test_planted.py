@@ -5,9 +5,11 @@ The rates of more studies: ``python -m rtrl_ext.study.planted --studies 200``.
 
 import functools
 
+import numpy as np
 import pytest
 
 from rtrl_ext.study.claims import SUPPORTED, assess
+from rtrl_ext.study.config import LEVELS
 from rtrl_ext.study.planted import CASES, Plant, measure, planted_study
 from rtrl_ext.study.tables import final_value
 
@@ -73,6 +75,18 @@ def test_the_undertrained_cases_would_mislead_at_the_end_of_training():
     """What the comparison at matched loss protects against is really there."""
     assert raw_difference(BY_NAME["rules undertrained, d = 1.5"]) < -0.1  # planted: larger
     assert raw_difference(BY_NAME["BPTT undertrained"]) > 0.1  # planted: equal
+
+
+def test_planted_runs_are_measured_where_runs_are():
+    """On both sides of every level that is reached, and not everywhere."""
+    for run in planted_study(Plant("x", seeds=4), 0):
+        loss = run.log["train_loss"]
+        for name in ("lambda1", "lambda1_full", "test_loss", "shift_acc"):
+            seen = np.isfinite(run.log[name])
+            assert not seen.all()
+            for level in LEVELS:
+                below = np.flatnonzero(loss <= level)[:1]
+                assert all(seen[i - 1] and seen[i] for i in below)
 
 
 def test_planted_runs_depend_on_their_seed_alone():

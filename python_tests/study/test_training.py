@@ -301,7 +301,31 @@ def test_every_level_has_its_eigenvalues_whatever_the_budget(
     assert [row["train_loss"] for row in poor] == [row["train_loss"] for row in rich]
     for level in (1.2, 0.8):
         i = next(i for i, row in enumerate(poor) if row["train_loss"] <= level)
-        for name in ("lambda1", "lambda1_full"):
-            assert poor[i][name] == pytest.approx(rich[i][name], rel=0.05)
-    # without a budget only the start, the levels and the end are measured
-    assert sum("lambda1" in row for row in poor) == 4 < sum("lambda1" in row for row in rich)
+        for side in (i - 1, i):
+            for name in ("lambda1", "lambda1_full"):
+                assert poor[side][name] == pytest.approx(rich[side][name], rel=0.05)
+    # without a budget only the start, both sides of the levels and the end are measured
+    assert sum("lambda1" in row for row in poor) == 6 < sum("lambda1" in row for row in rich)
+
+
+def test_eigenvalues_above_a_level_are_those_of_the_weights_there(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    """Against a run that ends in the very row above the level, whose final measure is exact."""
+    options = dict(
+        lr=0.005, optimizer="adam", nonlinearity="tanh", hidden_size=40, curvature_products=40,
+        final_products=200, test_every=2000,
+    )  # fmt: skip
+    for budget in (0.0, 9.0):
+        _, log = go(
+            config(small, curvature_budget=budget, iterations=400, stop_loss=0.6, **options),
+            tmp_path / f"run-{budget}",
+        )
+        assert log[-1]["train_loss"] <= 0.6  # the level at the end of the run counts as well
+        for level in (0.8, 0.6):
+            above = next(i for i, row in enumerate(log) if row["train_loss"] <= level) - 1
+            end = int(log[above]["iteration"])
+            short, _ = go(config(small, iterations=end, **options), tmp_path / f"{budget}-{level}")
+            assert short["final"]["train_loss"] == pytest.approx(log[above]["train_loss"])
+            for name in ("lambda1", "lambda1_full"):
+                assert log[above][name] == pytest.approx(short["final"][name], rel=0.02)

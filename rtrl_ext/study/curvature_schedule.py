@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import CurvatureOperator, Hessian
-from .config import LEVELS, Settings
+from .config import Settings
 from .network import RECURRENT
 
 #: cost of one Hessian product per sequence, in training gradients (forward, backward) of one
@@ -21,21 +21,26 @@ TOLERANCE = 0.05
 ACCEPTED = 0.2
 #: fewest products that a measurement along training is worth
 FEWEST = 4
+#: the same beside a level, where less would only be repeated after training
+FEWEST_AT_LEVEL = 8
 
 
 class CurvatureSchedule:
     """Leading Hessian eigenvalues of the true loss along training, within a budget of work.
 
     They are taken before the first step, then wherever the training loss first falls below a level
-    at which runs are compared, and at log-spaced checkpoints on the grid of evaluations (1, 2, 3,
-    4, 6, 8, ... times ``eval_every``). Each is a Lanczos run from the last one's vector, of at most
-    ``curvature_products`` products on a fixed batch. Work is counted, not timed, so that the same
-    configuration takes the same measurements: a checkpoint gets as many products as keep curvature
-    within ``curvature_budget`` of the training work so far, and is left out if these are fewer than
-    4. A value that is still far from converged is dropped (``late`` makes up for it at levels,
-    after training). Levels come before log-spaced checkpoints, the recurrent block before the full
-    Hessian. With ``curvature="power"`` the measure is the paper's power iteration, at
-    ``curvature_points`` evenly spaced iterations, without a budget.
+    at which runs are compared, on both sides of it, and at log-spaced checkpoints on the grid of
+    evaluations (1, 2, 3, 4, 6, 8, ... times ``eval_every``). Each is a Lanczos run of at most
+    ``curvature_products`` products on a fixed batch: at levels from the eigenvector before the
+    first step, elsewhere from the last measurement's, which takes fewer products, but may be so
+    near an eigenvector that no longer leads that Lanczos stays with it. Work is counted, not timed,
+    so that the same configuration takes the same measurements: a checkpoint gets as many products
+    as keep curvature within ``curvature_budget`` of the training work so far, and is left out if
+    these are fewer than 4 (at levels: 8). A value that is still far from converged is dropped, at
+    levels one that is not converged; ``late`` makes up for these after training. Levels come before
+    log-spaced checkpoints, the recurrent block before the full Hessian. With ``curvature="power"``
+    the measure is the paper's power iteration, at ``curvature_points`` evenly spaced iterations,
+    without a budget.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class CurvatureSchedule:
         self._product_work = PRODUCT_COST * batch[0].shape[1]
         #: the newest eigenvectors, by name of the measure
         self.vectors: dict[str, Tensor] = {}
-        self._levels = list(LEVELS)
+        self._first: dict[str, Tensor] = {}
         self.training_work = 0.0
         self.curvature_work = 0.0
 
@@ -68,41 +73,59 @@ class CurvatureSchedule:
             result = operator.eigsh(k=1, tol=1e-2, max_products=self.settings.final_products + 1)
             self.vectors[name] = result.vectors[:, 0]
             found[name] = float(result.values[0])
+        self._first = dict(self.vectors)
         return found
 
-    def measure(self, iteration: int, train_loss: float) -> dict[str, float]:
-        """``lambda1`` (recurrent block) and ``lambda1_full`` if they are due now, else nothing."""
+    def measure(self, iteration: int, crossed: bool) -> dict[str, float]:
+        """``lambda1`` (recurrent block) and ``lambda1_full`` if they are due now, else nothing.
+
+        ``crossed``: the training loss has just fallen to a level.
+        """
         if self.settings.curvature == "none":
             return {}
         if self.settings.curvature == "power":
             return self._power() if self._even(iteration) else {}
-        crossed = self._crossed(train_loss)
         if not (crossed or self._log_spaced(iteration)):
             return {}
+        return self._within_budget(list(self._operators), crossed)
+
+    def above(self, names: list[str]) -> dict[str, float]:
+        """The named measures at the network's present weights, the last above a level, as far as
+        the budget goes.
+        """
+        return self._within_budget(names, True) if self.settings.curvature == "lanczos" else {}
+
+    def _within_budget(self, names: list[str], at_level: bool) -> dict[str, float]:
         found: dict[str, float] = {}
-        for name, operator in self._operators.items():
+        accepted = TOLERANCE if at_level else ACCEPTED
+        for name in names:
             # the rest of the budget is kept for the levels to come
-            share = 1.0 if crossed and name == "lambda1" else 0.7
+            share = 1.0 if at_level and name == "lambda1" else 0.7
             room = share * self.settings.curvature_budget * self.training_work - self.curvature_work
-            products = min(int(room / self._product_work), self.settings.curvature_products)
-            if products >= FEWEST:
+            most = self.settings.curvature_products
+            products = min(int(room / self._product_work), most)
+            if products >= (min(FEWEST_AT_LEVEL, most) if at_level else FEWEST):
+                start = self._first[name] if at_level else self.vectors[name]
                 value, residual, self.vectors[name], used = lanczos(
-                    operator, self.vectors[name], products, TOLERANCE
+                    self._operators[name], start, products, TOLERANCE
                 )
                 self.curvature_work += used * self._product_work
-                if residual <= ACCEPTED * abs(value):
+                if residual <= accepted * abs(value):
                     found[name] = value
         return found
 
-    def late(self, names: list[str], vectors: dict[str, Tensor]) -> dict[str, float]:
+    def late(self, names: list[str]) -> dict[str, float]:
         """The named measures at the network's present weights, outside the budget.
 
-        For levels that the budget left out, after training; ``vectors`` are those of the time.
+        For levels that the budget left out, after training.
         """
         found = {}
         for name in names:
             value, residual, _, _ = lanczos(
-                self._operators[name], vectors[name], self.settings.curvature_products, TOLERANCE
+                self._operators[name],
+                self._first[name],
+                self.settings.curvature_products,
+                TOLERANCE,
             )
             if residual <= ACCEPTED * abs(value):
                 found[name] = value
@@ -110,11 +133,6 @@ class CurvatureSchedule:
 
     def _power(self) -> dict[str, float]:
         return {"lambda1": self._operators["lambda1"].power_iteration(max_iter=500).value}
-
-    def _crossed(self, train_loss: float) -> bool:
-        before = len(self._levels)
-        self._levels = [level for level in self._levels if train_loss > level]
-        return len(self._levels) < before
 
     def _log_spaced(self, iteration: int) -> bool:
         count, rest = divmod(iteration, self.settings.eval_every)

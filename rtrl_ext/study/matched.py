@@ -5,8 +5,10 @@ fixed levels of the training loss: where the full training loss (not a batch's) 
 the level. The loss is not smoothed; between two rows of the log it is interpolated in log loss.
 Gaps and curvature are measured less often than the training loss: each is interpolated between
 its own two measurements around the crossing, gaps linearly in log loss, λ₁ in log λ₁ against
-log loss. A measurement more than a factor 1.5 in loss from the level is not used: with one such
-neighbour the other's value stands for the level, with two the value counts as not measured.
+log loss. Runs measure both in the last row above a level and in the first at or below it; older
+records may lack λ₁ in the former. A measurement more than a factor 1.5 in loss from the level is
+not used: with one such neighbour the other's value stands for the level, with two the value counts
+as not measured.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Studies with planted effects, to measure how often the verdicts of `claims` are right.
 
 Each planted study consists of whole runs: a falling training loss with noise, a test loss and
-λ₁ measured now and then, both of which depend on the training loss (so that runs that got
-further have larger gaps) and on the planted effects. They pass through the same code as
-recorded runs.
+λ₁ measured now and then and on both sides of each level. Both depend on the training loss (so
+that runs that got further have larger gaps) and on the planted effects. They pass through the
+same code as recorded runs.
 
 ``python -m rtrl_ext.study.planted --studies 200`` prints the rates for every case.
 """
@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from .claims import NOT_SUPPORTED, RELEVANT, SUPPORTED, UNDECIDED, Assessment, Claim, assess
+from .config import LEVELS
 from .load import REFERENCE, Array, Run
 
 START, TOP = 2.3, 1.2
@@ -173,12 +174,16 @@ def _curves(
         "lambda1_full": np.exp(math.log(30.0) + 0.6 * progress + ramp * log_lambda),
     }
     skip = np.arange(ROWS)
+    measured = skip == ROWS - 1
+    for level in LEVELS:
+        for reached in np.flatnonzero(loss <= level)[:1]:
+            measured[reached - 1 : reached + 1] = True
     for names, step in (
         (("test_loss", "test_acc", "shift_loss", "shift_acc"), 2),
         (("lambda1", "lambda1_full"), 3),
     ):
         for name in names:
-            log[name][(skip % step != 0) & (skip != ROWS - 1)] = np.nan
+            log[name][(skip % step != 0) & ~measured] = np.nan
     return log
 
 

@@ -64,8 +64,8 @@ class Training:
         self.iteration = 0
         self._levels = list(LEVELS)
         self._previous: dict[str, Tensor] | None = None
-        #: where a level was crossed and curvature left out: row, weights, eigenvectors
-        self._kept: list[tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]] = []
+        #: rows beside a level without their eigenvalues, and the weights of the time
+        self._kept: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         self.status = "finished"
 
     def train(self) -> None:
@@ -142,9 +142,8 @@ class Training:
         }
         row.update(self.quality.running)
         crossed = self._crossed(loss)
-        if crossed and self._previous is not None and "test_loss" not in self.log.row:
-            with self._weights(self._previous):  # the gap at a level lies between two rows
-                self._test(self.log.row)
+        if crossed and self._previous is not None:
+            self._measure_above(self._previous)
         self.log.add(row)
         stop = self.settings.stop_loss is not None and loss <= self.settings.stop_loss
         stop = stop or self.iteration >= self.settings.iterations
@@ -155,18 +154,36 @@ class Training:
                 row.update(self.curvature.initial())
         elif not stop:  # the final measures fill the last row
             with self._clock("curvature"):
-                row.update(self.curvature.measure(self.iteration, loss))
+                row.update(self.curvature.measure(self.iteration, crossed))
         self._previous = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        if crossed and not stop and self.settings.curvature == "lanczos":
-            self._kept.append((row, self._previous, dict(self.curvature.vectors)))
+        if crossed and not stop:
+            self._keep(row, self._previous)
         return stop
 
+    def _measure_above(self, weights: dict[str, Tensor]) -> None:
+        """Complete the newest row, which was the last above a level: what a run has at the level is
+        interpolated between two neighbours.
+        """
+        row = self.log.row
+        with self._weights(weights):
+            if "test_loss" not in row:
+                self._test(row)
+            with self._clock("curvature"):
+                row.update(self.curvature.above(_missing(row)))
+        self._keep(row, weights)
+
+    def _keep(self, row: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Note a row beside a level whose eigenvalues are left to the end of training."""
+        if self.settings.curvature == "lanczos" and _missing(row):
+            self._kept.append((row, weights))
+
     def _late_curvature(self) -> None:
-        """Complete the eigenvalues of the rows where the loss fell below a level."""
-        for row, weights, vectors in self._kept:
-            missing = [name for name in ("lambda1", "lambda1_full") if name not in row]
-            with self._weights(weights):
-                row.update(self.curvature.late(missing, vectors))
+        """Complete the eigenvalues of the rows on both sides of the levels."""
+        for row, weights in self._kept:
+            missing = _missing(row)  # nothing if the row is beside two levels and was here before
+            if missing:
+                with self._weights(weights):
+                    row.update(self.curvature.late(missing))
 
     def _test(self, row: dict[str, Any]) -> None:
         with self._clock("evaluation"):
@@ -197,6 +214,10 @@ class Training:
             yield
         finally:
             self.seconds[part] += time.perf_counter() - start
+
+
+def _missing(row: dict[str, Any]) -> list[str]:
+    return [name for name in ("lambda1", "lambda1_full") if name not in row]
 
 
 def _load(model: Classifier, weights: dict[str, Tensor]) -> None:
