@@ -116,6 +116,56 @@ def test_refusals(options, error, words):
         rx.FeedbackLinear(**{"in_features": 3, "out_features": 2, **options})
 
 
+@pytest.mark.parametrize("feedback", ["symmetric", "random"])
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.ones(4, 5), ValueError, r"x has shape \(4, 5\); expected its last size to be 3"),
+        (torch.tensor(1.0), ValueError, r"x has shape \(\); expected its last size"),
+        (torch.ones(4, 3), TypeError, "x has dtype torch.float32; expected torch.float64, as the"),
+        (torch.ones(4, 3, dtype=torch.int64), TypeError, "x has dtype torch.int64"),
+        ([[1.0, 2.0, 3.0]], TypeError, "x is a list; expected a tensor"),
+    ],
+)
+def test_wrong_inputs_are_named(feedback, x, error, words):
+    layer = rx.FeedbackLinear(3, 2, feedback=feedback, dtype=torch.float64)
+    with pytest.raises(error, match=words):
+        layer(x)
+    with rx.exact_gradients(), pytest.raises(error, match=words):
+        layer(x)
+
+
+@pytest.mark.parametrize("feedback", ["symmetric", "random"])
+def test_half_inputs_and_autocast_mix_as_in_linear(feedback):
+    """Whatever `nn.Linear` takes, with or without autocast, and nothing that it refuses."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)
+    taken = 0
+    for weight in dtypes[:-1]:
+        layer = rx.FeedbackLinear(3, 2, feedback=feedback, dtype=weight)
+        plain = nn.Linear(3, 2, dtype=weight)
+        for dtype in dtypes:
+            for autocast in (False, True):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                    x = torch.ones(4, 3, dtype=dtype)
+                    try:
+                        expected = plain(x).dtype
+                    except RuntimeError:
+                        with pytest.raises(TypeError, match="x has dtype"):
+                            layer(x)
+                    else:
+                        assert layer(x).dtype == expected
+                        taken += 1
+    assert taken == 14  # 4 alike; under autocast all pairs of three, and float64 alone
+
+
+def test_stand_ins_of_tracers_pass():
+    layer = rx.FeedbackLinear(3, 2)
+    x = torch.randn(4, 3)
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+    ragged = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)])
+    assert layer(ragged).is_nested
+
+
 def test_autocast():
     layer = rx.FeedbackLinear(3, 2, feedback="random", seed=0, dtype=torch.float32)
     x = torch.randn(4, 3, dtype=torch.float32, requires_grad=True)

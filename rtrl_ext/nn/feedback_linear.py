@@ -52,6 +52,14 @@ class _FeedbackProduct(torch.autograd.Function):
         return out
 
 
+def _autocast(x: Tensor) -> bool:
+    """Whether autocast is on for a tensor: it leaves float64 alone."""
+    device = x.device.type
+    known = device != "meta"  # to autocast
+    changed = x.is_floating_point() and x.dtype != torch.float64
+    return known and changed and torch.is_autocast_enabled(device)
+
+
 class FeedbackLinear(nn.Module):
     """``torch.nn.Linear`` that can send errors back through fixed weights of its own.
 
@@ -130,11 +138,29 @@ class FeedbackLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """(..., in_features) -> (..., out_features).
+
+        x has the dtype of the weights; under autocast any floating one that autocast changes.
+        Raises TypeError for anything else, ValueError for a wrong last size.
+        """
+        self._check(x)
         if self.feedback is None or _state.exact_enabled():
             return nn.functional.linear(x, self.weight, self.bias)
         out = _FeedbackProduct.apply(x, self.weight, self.feedback)
         return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            if hasattr(type(x), "__torch_function__"):
+                return  # a stand-in, such as that of torch.fx
+            raise TypeError(f"x is a {type(x).__name__}; expected a tensor")
+        if not x.is_nested and (x.dim() == 0 or x.shape[-1] != self.in_features):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; expected its last size to be {self.in_features}"
+            )
+        dtype = self.weight.dtype
+        if x.dtype != dtype and not (_autocast(x) and _autocast(self.weight)):
+            raise TypeError(f"x has dtype {x.dtype}; expected {dtype}, as the weights")
 
     def extra_repr(self) -> str:
         kind = "symmetric" if self.feedback is None else "fixed"
