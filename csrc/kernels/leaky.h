@@ -4,13 +4,12 @@
 #pragma once
 #include <cstdint>
 
+#include "cells/transport.h"
+
 namespace rx {
 
 enum class Form : int64_t { Rate = 0, Voltage = 1 };
 enum class Activation : int64_t { Tanh = 0, Relu = 1, Softplus = 2, Identity = 3 };
-// What the backward recursion carries from t+1 to t across units.
-enum class Transport : int64_t { Full = 0, Local = 1, Diagonal = 2, Hop = 3, State = 4 };
-
 template <class T>
 struct In {
   const T* p = nullptr;

@@ -99,8 +99,8 @@ class LayerBackward : LayerGradients<T> {
     tile_size_ = kernels_.scratch_size(shares_.largest(), n) + (core.delta ? 0 : steps_ * shares_.largest() * n) + 64;
     tile_size_ -= tile_size_ % 64;
     Scratch<T> scratch(tile_size_ * number);
-    const bool multiplies = core.transport != Transport::Local && core.transport != Transport::Diagonal;
-    const Packed<T> recurrent(multiplies ? core.w.p : nullptr, n, n, false), input(dx ? w_ih : nullptr, n, m, false);
+    const Packed<T> recurrent(multiplies(core.transport) ? core.w.p : nullptr, n, n, false),
+        input(dx ? w_ih : nullptr, n, m, false);
     auto cleared = [&](int64_t share) {
       T* mine = sums.get() + share * sums_size_;
       std::fill(mine, mine + sums_size_, T(0));

@@ -31,13 +31,13 @@ RX_FN void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, const B
   T* filtered = tile.extra + r * tile.ld;
   const T* product = tile.product + r * tile.ld;
   const bool empty = !Plain && (at.first || at.cut);
-  const T decay = static_cast<T>(p.decay), mu = static_cast<T>(p.mu);
+  const T decay = static_cast<T>(p.decay);
+  const V mu_v = splat<V>(static_cast<T>(p.mu));
   const int64_t n = tile.n;
   columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
     constexpr bool F = decltype(full)::value;
     const V k = read<F, V>(leak + j, count);
     const V phi = read<F, V>(phi_row + j, count);
-    const V slope = Act::slope(phi);
     V signal = Plain || gy ? read<F, V>(gy + j, count) : V{};
     if (!Plain && !Voltage && gs_n) signal += read<F, V>(gs_n + j, count);
     if constexpr (P == Transport::Local && !Plain) {
@@ -56,26 +56,14 @@ RX_FN void leaky_backward_step(const LeakyBackward<T>& p, Tile<T>& tile, const B
       }
     }
     const V extra = !Plain && gaux ? read<F, V>(gaux + j, count) : V{};
-    V delta, lam;
-    if constexpr (Voltage) {
-      lam = P == Transport::State ? signal : signal + moved;
-      V d = leaky_voltage_adjoint<Act>(phi, lam, next, k) + extra;
-      if (P == Transport::State) d += moved;
-      if (!Plain && gs_n) d += read<F, V>(gs_n + j, count);
-      delta = k * d;
-      store<V>(state + j, d);
-      if (P == Transport::State) store<V>(carry + j, d);
-    } else {
-      lam = leaky_rate_adjoint(signal, moved, next, k);
-      delta = leaky_rate_delta<Act>(phi, lam, k) + slope * extra;
-      store<V>(state + j, lam);
-      if (P == Transport::State) store<V>(carry + j, lam);
-    }
-    if constexpr (P == Transport::Full || P == Transport::Diagonal) store<V>(carry + j, delta);
-    if constexpr (P == Transport::Hop) store<V>(carry + j, slope * signal + mu * moved);
-    write<F, V>(delta_row + j, delta, count);
-    if (bias) write<F, V>(bias + j, read<F, V>(bias + j, count) + delta, count);
-    if (!Plain && lam_row) write<F, V>(lam_row + j, lam, count);
+    const V last = !Plain && Voltage && gs_n ? read<F, V>(gs_n + j, count) : V{};
+    const LeakyAdjoint<V> out =
+        leaky_adjoint<Act, Voltage, P>(phi, LeakyIncoming<V>{signal, moved, next, extra, last}, k, mu_v);
+    store<V>(state + j, out.state);
+    if constexpr (P != Transport::Local) store<V>(carry + j, out.carry);
+    write<F, V>(delta_row + j, out.delta, count);
+    if (bias) write<F, V>(bias + j, read<F, V>(bias + j, count) + out.delta, count);
+    if (!Plain && lam_row) write<F, V>(lam_row + j, out.lam, count);
   });
 }
 
@@ -109,7 +97,6 @@ template <class T, class Act, bool Voltage, Transport P>
 void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
   Tile<T> tile(p.s, range, scratch);
   if (p.part) tile.own_part();
-  constexpr bool multiplies = P == Transport::Full || P == Transport::Hop || P == Transport::State;
   if (P == Transport::Diagonal && !p.s.resume) {  // gathered once: `extra` has no other use here
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* w = p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n;
@@ -127,7 +114,7 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
     tile.prefetch(p.gy, t);
     tile.prefetch(p.s.form == Form::Voltage || p.s.unit_leak ? p.y : p.aux, t);
     tile.prefetch(p.delta, t, !p.part);
-    if (multiplies && any) tile.multiply(packed);
+    if (multiplies(P) && any) tile.multiply(packed);
     for (int64_t r = 0; r < tile.rows; ++r) {
       if (t >= tile.length[r]) {
         zero_row(tile.at_part(p.delta, r, t, !p.part), tile.n);
@@ -143,7 +130,7 @@ void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* pack
     }
   }
   if (p.s.begin > 0 || !p.gy0) return;
-  if (multiplies) tile.multiply(packed);
+  if (multiplies(P)) tile.multiply(packed);
   for (int64_t r = 0; r < tile.rows; ++r) leaky_backward_start<T, Voltage, P>(p, tile, r);
 }
 

@@ -27,23 +27,11 @@ RX_FN void leaky_forward_step(const LeakyForward<T>& p, Tile<T>& tile, int64_t r
       write<F, V>(y + j, phi, count);
       store<V>(carry + j, phi);
     } else {
-      const V k = read<F, V>(leak + j, count);
-      const V previous = load<V>(state + j);
-      if constexpr (Voltage) {
-        const V v = leaky_mix(previous, u, k);
-        const V z = Act::value(v);
-        write<F, V>(aux + j, v, count);
-        write<F, V>(y + j, z, count);
-        store<V>(state + j, v);
-        store<V>(carry + j, z);
-      } else {
-        const V phi = Act::value(u);
-        const V s = leaky_mix(previous, phi, k);
-        write<F, V>(aux + j, phi, count);
-        write<F, V>(y + j, s, count);
-        store<V>(state + j, s);
-        store<V>(carry + j, s);
-      }
+      const LeakyValue<V> out = leaky_value<Act, Voltage>(u, load<V>(state + j), read<F, V>(leak + j, count));
+      write<F, V>(aux + j, out.aux, count);
+      write<F, V>(y + j, out.y, count);
+      store<V>(state + j, out.state);
+      store<V>(carry + j, out.y);
     }
   });
 }
