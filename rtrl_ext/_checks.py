@@ -5,9 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 FORMS = ("rate", "voltage")
 NONLINEARITIES = ("tanh", "relu", "identity", "softplus")
+
+
+def has_values(value: Tensor) -> bool:
+    """Whether a tensor's data can be looked at: not if it is meta or fake."""
+    return not (value.is_meta or is_fake(value))
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
@@ -70,7 +76,7 @@ def check_flag(name: str, value: Any) -> bool:
 def check_leak(leak: Any, n: int) -> Tensor:
     """κ as a float64 CPU tensor (n,) with values in (0, 1]: TypeError or ValueError.
 
-    ``leak`` is a number, a scalar tensor or a tensor (n,).
+    ``leak`` is a number, a scalar tensor or a tensor (n,); values of a fake one are not checked.
     """
     if isinstance(leak, bool) or not isinstance(leak, (int, float, Tensor)):
         raise TypeError(f"leak is a {type(leak).__name__}; expected a number or a tensor ({n},)")
@@ -80,9 +86,15 @@ def check_leak(leak: Any, n: int) -> Tensor:
         if tuple(leak.shape) not in ((), (n,)):
             raise ValueError(f"leak has shape {tuple(leak.shape)}; expected a scalar or ({n},)")
     values = torch.as_tensor(leak, dtype=torch.float64, device="cpu").detach()
-    bad = ~((values > 0) & (values <= 1))
-    if bool(bad.any()):
-        came = float(values[bad][0]) if values.dim() else float(values)
+    came = None
+    if not isinstance(leak, Tensor):
+        came = None if 0 < leak <= 1 else float(leak)
+    else:
+        bad = ~((values > 0) & (values <= 1))
+        some = bad.any()
+        if has_values(some) and bool(some):
+            came = float(values[bad][0]) if values.dim() else float(values)
+    if came is not None:
         raise ValueError(f"leak holds {came}; expected values in (0, 1] (κ = dt/τ)")
     return values.expand(n).clone()
 
@@ -114,7 +126,10 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
     lengths = lengths.to(device=device, dtype=torch.int64)
     if torch.compiler.is_compiling() or batch == 0:
         return lengths
-    low, high = int(lengths.min()), int(lengths.max())
+    least = lengths.min()
+    if not has_values(least):
+        return lengths
+    low, high = int(least), int(lengths.max())
     if low < 1 or high > steps:
         wrong = low if low < 1 else high
         raise ValueError(f"lengths holds {wrong}; expected values from 1 to {steps}")

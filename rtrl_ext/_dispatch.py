@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _formulas, _state
 from ._autograd import Plain, in_transform
+from ._checks import has_values
 from ._formulas import EXACT, Rule, Written, with_lead
 from ._functorch import Forward
 from .reference import activations, leaky_rnn
@@ -171,7 +172,10 @@ def _check_lengths(lengths: Tensor, pre: Tensor) -> None:
     if lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; expected ({batch},)")
     if batch and not torch.compiler.is_compiling() and not in_transform():
-        low, high = lengths.min().item(), lengths.max().item()
+        least = lengths.min()
+        if not has_values(least):
+            return
+        low, high = least.item(), lengths.max().item()
         if low < 1 or high > steps:
             raise ValueError(f"lengths runs from {low} to {high}; expected values in 1..{steps}")
 

@@ -90,6 +90,7 @@ def prepare(
         "drive": (drive, (steps, batch, n)),
     }
     scalar = not isinstance(leak, Tensor)
+    unit_leak = scalar and form == "rate" and bool(leak == 1)
     if scalar:
         leak = check_leak(leak, n).to(device=x.device, dtype=weight_hh.dtype)
     elif leak.dim() > 0:
@@ -107,7 +108,6 @@ def prepare(
             replicas = came[0]
         check_like(name, value, weight_hh.dtype, weight_hh.device, "weight_hh")
         shapes[name] = came
-    unit_leak = False
     if not scalar:
         check_like("leak", leak, weight_hh.dtype, weight_hh.device, "weight_hh")
         shapes["leak"] = tuple(leak.shape)
@@ -118,8 +118,6 @@ def prepare(
                 check_leak(row, n)
         if leak.dim() == 0:
             leak = leak.expand(n)
-    else:
-        unit_leak = form == "rate" and bool((leak == 1).all())
     return LayerArguments(
         x, h0, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, check_mask(mask, n),
         check_lengths(lengths, steps, batch, x.device), form, nonlinearity, unit_leak, replicas,

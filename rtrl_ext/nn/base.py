@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _state
-from .._checks import check_flag, check_mask, check_size
+from .._checks import check_flag, check_mask, check_size, has_values
 from .._layer import masked
 from ..rules import BPTT, Rule, get
 from ._arguments import prepare
@@ -215,7 +215,7 @@ class RecurrentBase(nn.Module):
             parts.append("bias=False")
         if self.batch_first:
             parts.append("batch_first=True")
-        if self.mask is not None and not self.mask.is_meta:
+        if self.mask is not None and has_values(self.mask):
             parts.append(f"connected={int(self.mask.sum())}/{self.mask.numel()}")
         parts.append(f"rule={self.rule!r}")
         return ", ".join(parts)

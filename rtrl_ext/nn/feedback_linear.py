@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _state
+from .._checks import has_values
 from .._refuse import Refuse
 
 _SECOND = (
@@ -124,7 +125,9 @@ class FeedbackLinear(nn.Module):
         elif feedback == "random":
             generator = torch.Generator()
             drawn = torch.randint(2**62, (), device="cpu")
-            generator.manual_seed(int(drawn) if seed is None else seed)
+            if seed is None:
+                seed = int(drawn) if has_values(drawn) else 0  # under a fake mode any will do
+            generator.manual_seed(seed)
             bound = 1 / math.sqrt(in_features)
             values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
             matrix = ((2 * values - 1) * bound).to(self.weight)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._checks import FORMS, NONLINEARITIES, check_choice, check_flag, check_leak
+from .._checks import FORMS, NONLINEARITIES, check_choice, check_flag, check_leak, has_values
 from .._layer import leaky_layer
 from .._random import draw_seed, normal
 from ..rules import Rule
@@ -84,7 +84,11 @@ class LeakyRNN(RecurrentBase):
         self.noise_std = float(noise_std)
         # exact in float64, so that a change of dtype loses nothing
         self._leak_source = check_leak(leak, hidden_size)
-        self._all_one = bool((self._leak_source == 1).all())
+        if isinstance(leak, Tensor):
+            one = (self._leak_source == 1).all()
+            self._all_one = has_values(one) and bool(one)
+        else:
+            self._all_one = bool(leak == 1)
         value = self._leak_source.to(self.all_weights[0][0])
         self.register_buffer("leak", None if learn_leak else value, persistent=False)
         if learn_leak:
@@ -126,7 +130,10 @@ class LeakyRNN(RecurrentBase):
             return False
         known = self._unit_leak_of
         if known is None or known[:2] != (id(leak), leak._version):
-            self._unit_leak_of = known = (id(leak), leak._version, bool((leak == 1).all()))
+            one = (leak == 1).all()
+            if not has_values(one):  # under a fake mode
+                return False
+            self._unit_leak_of = known = (id(leak), leak._version, bool(one))
         return known[2]
 
     def _noise_seed(self, device: torch.device) -> Tensor | None:
@@ -164,7 +171,9 @@ class LeakyRNN(RecurrentBase):
 
     def extra_repr(self) -> str:
         values = self._leak_source
-        leak = f"{float(values[0]):g}" if bool((values == values[0]).all()) else f"({len(values)},)"
+        one = (values == values[0]).all()
+        same = has_values(one) and bool(one)
+        leak = f"{float(values[0]):g}" if same else f"({len(values)},)"
         parts = [super().extra_repr(), f"nonlinearity={self.nonlinearity}", f"leak={leak}"]
         if self.learn_leak:
             parts.append("learn_leak=True")
