@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import sys
 import time
@@ -80,12 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"--threads: got {args.threads!r}, expected numbers like 1,2")
     if min(threads) < 1:
         p.error(f"--threads: got {args.threads!r}, expected positive numbers")
+    if args.rounds < 1:
+        p.error(f"--rounds: got {args.rounds}, expected at least 1")
+    for option, seconds in (("sample-seconds", args.sample_seconds), ("budget", args.budget)):
+        if not 0 < seconds < math.inf:
+            p.error(f"--{option}: got {seconds}, expected a number of seconds above 0")
     if args.compare is not None:
         try:
             results.load(args.compare)
         except (OSError, ValueError) as error:
             p.error(f"--compare: {error}")
     available = len(os.sched_getaffinity(0))
+    if min(threads) > available:
+        p.error(f"--threads: got {args.threads!r}, expected at most the {available} CPUs there are")
     settings = Settings(
         threads=[t for t in threads if t <= available],
         columns=columns,

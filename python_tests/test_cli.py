@@ -21,6 +21,7 @@ from rtrl_ext.study.records import LOCK, Claim
 
 Run = Callable[..., tuple[int, str, str]]
 
+BIG = str(10**20)
 SMALL = [
     "--train-size=40", "--test-size=30", "--hidden-size=7", "--batch-size=20", "--iterations=20",
     "--eval-every=5", "--test-every=10", "--curvature-batch=10", "--final-products=5",
@@ -130,7 +131,7 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["train", "--rule", "bptt", "--seed", str(2**70)], "--seed: got"),
         (["study", "run", "--out", "x", "--demo", "--paper"], "--demo: not allowed with --paper"),
         (["train", "--rule", "bptt", "--speed", "3"], "unrecognized arguments: --speed 3"),
-        (["train", "--rule", "bptt", "--threads", "0"], "--threads: got 0, expected at least 1"),
+        (["train", "--rule", "bptt", "--threads", "0"], "--threads: got 0, expected 1 to"),
         (["study", "run", "--rules", "bptt"], "required: --out"),
         (["study", "run", "--out", "x"], "--rules is required"),
         (["study", "run", "--rules", "bptt", "--seeds", "0", "--out", "x"], "--seeds: got 0"),
@@ -138,6 +139,20 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["study", "run", "--rules", "bptt", "--arms", "c", "--out", "x"], "arms: got 'c'"),
         (["study", "run", "--rules", "bptt", "--workers", "0", "--out", "x"], "--workers: got 0"),
         (["study"], "required: COMMAND"),
+        (["train", "--rule", "bptt", "--stop-loss", "nan"], "--stop-loss: got nan, expected a fin"),
+        (["train", "--rule", "bptt", "--stop-loss=-1"], "--stop-loss: got -1.0, expected a fin"),
+        (["train", "--rule", "bptt", "--lr", "inf"], "--lr: got inf, expected a finite"),
+        (["train", "--rule", "bptt", "--hidden-size", BIG], f"--hidden-size: got {BIG}, expected"),
+        (["train", "--rule", "bptt", "--threads", BIG], f"--threads: got {BIG}, expected 1 to"),
+        (["train", "--rule", "bptt", "--train-size", "all"], "--train-size: got 'all' without"),
+        (["study", "run", "--rules", "bptt", "--seeds", BIG, "--out", "x"], "--seeds: got 1000"),
+        (["curvature", "x", "--trace-products", "-3"], "--trace-products: got -3, expected 0 or"),
+        (["curvature", "x", "--trace-products", "1"], "--trace-products: got 1, expected 0 or at"),
+        (["curvature", "x", "--k", "0"], "--k: got 0, expected at least 1"),
+        (["curvature", "x", "--batch", "-1"], "--batch: got -1, expected at least 1"),
+        (["curvature", "x", "--seed", BIG], f"--seed: got {BIG}, expected 0 to"),
+        (["curvature", "x", "--seed", "-1"], "--seed: got -1, expected 0 to"),
+        (["curvature", "x", "--threads", "0"], "--threads: got 0, expected 1 to"),
     ],
 )
 def test_wrong_usage_is_code_2(
@@ -146,6 +161,35 @@ def test_wrong_usage_is_code_2(
     monkeypatch.chdir(tmp_path)
     failed(run(*arguments), 2, message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["train", "--rule"], ["study", "run", "--rules"]])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train-size=51"], "--train-size: got 51, expected 1 to 50"),
+        (["--test-size=51"], "--test-size: got 51, expected 1 to 50"),
+        (["--batch-size=41"], "--batch-size: got 41, expected at most the 40 training sequences"),
+    ],
+)
+def test_more_data_than_there_is(
+    run: Run, tmp_path: Path, data: str, command: list[str], options: list[str], message: str
+) -> None:
+    out = tmp_path / "o"
+    failed(run(*command, "bptt", "--out", out, data, *SMALL, *options), 2, message)
+    assert not out.exists()
+
+
+def test_sizes_of_an_arm_are_checked_before_the_first_run(
+    run: Run, tmp_path: Path, data: str
+) -> None:
+    arms, out = tmp_path / "arms.toml", tmp_path / "o"
+    options = ["study", "run", "--rules", "bptt", "--arms", arms, "--out", out, data, *SMALL]
+    arms.write_text('[[arm]]\nname = "rule"\n[[arm]]\nname = "big"\ntrain_size = 60\n')
+    failed(run(*options), 2, "--train-size: got 60, expected 1 to 50")
+    arms.write_text('[[arm]]\nname = "odd"\nlr = -1.0\n')
+    failed(run(*options), 2, f"--arms: {arms}: 'odd': lr: got -1.0, expected a finite number")
+    assert not out.exists()
 
 
 def test_unknown_task(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +228,8 @@ def test_train_then_curvature(run: Run, tmp_path: Path, data: str) -> None:
     assert json.loads(out)["eigenvalues"][0] == pytest.approx(block["eigenvalues"][0], rel=1e-2)
     full = json.loads(run("curvature", folder, "--batch", "10", "--params", "all", "--json")[1])
     assert full["eigenvalues"][0] >= block["eigenvalues"][0] * 0.999
+    failed(run("curvature", folder, "--batch", "41"), 2, "--batch: got 41, expected 1 to 40")
+    failed(run("curvature", folder, "--k", "50"), 2, "--k: got 50, expected 1 to 49")
     code, out, _ = run("curvature", folder, "--batch", "10", "--heldout")
     assert code == 0 and "split" in out and "test" in out
     whole = json.loads(run("curvature", folder, "--json")[1])
@@ -348,6 +394,33 @@ def test_bench_passes_its_arguments_on(run: Run, monkeypatch: pytest.MonkeyPatch
     assert code == 1
     where = os.path.join(os.getcwd(), "base.json")
     assert calls == [(["-m", "benchmarks.run", "--suite", "hvp", "--compare", where], root)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds", "0"], "--rounds: got 0, expected at least 1"),
+        (["--sample-seconds", "nan"], "--sample-seconds: got nan, expected a number"),
+        (["--budget", "-1"], "--budget: got -1.0, expected a number of seconds above 0"),
+        (["--threads", "0"], "--threads: got '0'"),
+        (["--threads", BIG], f"--threads: got '{BIG}', expected at most the"),
+    ],
+)
+def test_wrong_usage_of_the_benchmarks(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    root = Path(rtrl_ext.cli.__file__).parents[1]
+    if not (root / "benchmarks" / "run.py").is_file():
+        pytest.skip("the benchmarks are part of the source tree")
+    monkeypatch.syspath_prepend(str(root))
+    from benchmarks.run import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(options)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_unexpected_errors_are_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 
 from . import __version__
 
+MOST_THREADS = 1024
+MOST_SEEDS = 100_000
+
 # A command's code is imported when it runs, so that `info` and `--help` need only the core.
 
 
@@ -20,7 +23,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    from ._commands.options import add_presets, add_settings
+    from ._commands.options import add_presets, add_settings, whole
+
+    threads = whole(1, MOST_THREADS)
 
     parser = _Parser(
         prog="rtrl-ext",
@@ -36,9 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train one network", description=_TRAIN)
     _add_task(command)
     command.add_argument("--rule", required=True, help="bptt, eprop, mdgl, modprop, tbptt:k=5, ...")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     command.add_argument("--out", metavar="DIR", help="default: rtrl-ext-runs/<name of the run>")
-    command.add_argument("--threads", type=_positive, default=1, help="default: 1")
+    command.add_argument("--threads", type=threads, default=1, help="default: 1")
     add_presets(command)
     add_settings(command)
     command.set_defaults(run_command=("train", "train"))
@@ -47,17 +52,20 @@ def build_parser() -> argparse.ArgumentParser:
         "curvature", help="Hessian of a saved run's loss", description=_CURVATURE
     )
     command.add_argument("run", metavar="RUN", help="folder of a run (of 'train' or of a study)")
-    command.add_argument("--k", type=int, default=1, help="number of eigenvalues (default: 1)")
+    command.add_argument("--k", type=whole(1), default=1, help="number of eigenvalues (default: 1)")
     command.add_argument("--which", choices=("LM", "LA", "SA"), default="LM")
     command.add_argument("--power", action="store_true", help="by the paper's power iteration")
     command.add_argument("--params", choices=("recurrent", "all"), default="recurrent")
     command.add_argument("--heldout", action="store_true", help="on test instead of training data")
-    command.add_argument("--batch", type=int, help="sequences (default: 256, or all if fewer)")
+    command.add_argument("--batch", type=whole(1), help="sequences (default: 256, or all if fewer)")
     command.add_argument(
-        "--trace-products", type=int, default=0, metavar="N", help="also the trace, by N probes"
+        "--trace-products", type=whole(2, besides=0), default=0, metavar="N",
+        help="also the trace, by N probes",
+    )  # fmt: skip
+    command.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="of the trace's probes"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the trace's probes")
-    command.add_argument("--threads", type=_positive, default=1, help="default: 1")
+    command.add_argument("--threads", type=threads, default=1, help="default: 1")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run_command=("train", "curvature"))
 
@@ -73,12 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="core, or names among rule, bptt-rho, projected, matched-noise, or a file "
         "(default: rule)",
     )  # fmt: skip
-    part.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 (default: 1)")
+    part.add_argument(
+        "--seeds", type=whole(1, MOST_SEEDS), metavar="N", help="seeds 0 to N-1 (default: 1)"
+    )
     part.add_argument("--out", metavar="DIR", required=True, help="folder of the study")
     part.add_argument("--demo", action="store_true", help="the demonstration study (a few minutes)")
     part.add_argument("--extend", action="store_true", help="add rules, arms or seeds to a study")
     where = part.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
+    where.add_argument(
+        "--workers", type=whole(1), metavar="N", help="processes (default: the cores)"
+    )
     where.add_argument(
         "--dask", metavar="ADDRESS", help="a Dask scheduler that sees the same folder"
     )
@@ -116,13 +128,6 @@ _STUDY = (
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="seqmnist", help="seqmnist (the default)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected at least 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

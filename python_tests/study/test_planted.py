@@ -10,7 +10,7 @@ import pytest
 
 from rtrl_ext.study.claims import SUPPORTED, assess
 from rtrl_ext.study.config import LEVELS
-from rtrl_ext.study.planted import CASES, Plant, measure, planted_study
+from rtrl_ext.study.planted import CASES, Plant, main, measure, planted_study
 from rtrl_ext.study.tables import final_value
 
 STUDIES, RESAMPLES = 30, 399
@@ -100,3 +100,11 @@ def test_assessment_is_reproducible():
     one, two = (assess(planted_study(plant, 3), plant.rules, resamples=99) for _ in range(2))
     assert one.level == two.level
     assert repr(one.claims) == repr(two.claims)
+
+
+@pytest.mark.parametrize("option", ["--studies=0", "--resamples=-1", "--seeds=1"])
+def test_wrong_numbers_are_refused(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([option])
+    name, _, value = option.partition("=")
+    assert stop.value.code == 2 and f"{name}: got {value}, expected" in capsys.readouterr().err

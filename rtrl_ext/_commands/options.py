@@ -1,11 +1,41 @@
 """Command-line options that several commands share."""
 
 import argparse
+import re
+from collections.abc import Callable
 from typing import Any
 
 
 class UsageError(ValueError):
     """Arguments that don't make sense: exit code 2."""
+
+
+def usage_error(error: Exception) -> UsageError:
+    """The same error with the option in place of the setting or settings that it begins with."""
+    names, colon, rest = str(error).partition(": ")
+    if colon and all(name in OPTIONS for name in names.split(" + ")):
+        return UsageError(re.sub(r"\w+", _option, names) + colon + rest)
+    return UsageError(str(error))
+
+
+def _option(match: re.Match[str]) -> str:
+    return "--" + match.group().replace("_", "-")
+
+
+def whole(least: int, most: int | None = None, besides: int | None = None) -> Callable[[str], int]:
+    """A reader of integers from ``least`` to ``most``; ``besides``: one more that is allowed."""
+    expected = f"at least {least}" if most is None else f"{least} to {most}"
+    if besides is not None:
+        expected = f"{besides} or {expected}"
+
+    def read(text: str) -> int:
+        value = int(text)
+        if value != besides and (value < least or (most is not None and value > most)):
+            raise argparse.ArgumentTypeError(f"got {value}, expected {expected}")
+        return value
+
+    read.__name__ = "int"  # argparse names it in its messages
+    return read
 
 
 HELP = {
@@ -37,6 +67,7 @@ HELP = {
 }
 _FLOATS = {"shift_noise", "leak", "lr", "momentum", "l2", "stop_loss", "curvature_budget"}
 _TEXTS = {"data", "nonlinearity", "form", "optimizer", "curvature"}
+OPTIONS = {*HELP, "task", "rules", "arms", "seeds"}
 _NONE = {"stop_loss": "none", "train_size": "all", "test_size": "all"}
 UNSET = object()
 

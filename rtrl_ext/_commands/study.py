@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ..study.arms import StudyConfig, demo
+from ..study.config import SettingError, Settings
 from ..study.folder import load_study, open_study, status
 from ..study.network import make_data, make_network, training_rule
 from ..study.progress import describe, label
 from ..study.runner import run_study
-from .options import UsageError, preset_of, setting_overrides
+from .options import UsageError, preset_of, setting_overrides, usage_error
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Perform what is missing of a study."""
     study = _study(arguments)
-    first = study.runs()[0]
-    data = make_data(
-        first.settings, first.seed
-    )  # bad data or rules are told before a folder is made
+    # bad data, sizes or rules are told before a folder is made
+    try:
+        for one in {_sizes(r.settings): r for r in study.runs()}.values():
+            data = make_data(one.settings, one.seed)
+    except SettingError as error:
+        raise usage_error(error) from error
     for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
         network = make_network(one.settings, data.train.input_size, data.train.output_size, 0)
         try:
@@ -42,9 +45,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sizes(settings: Settings) -> tuple[Any, ...]:
+    """What decides whether there is data for a run."""
+    return (
+        settings.task,
+        settings.data,
+        settings.train_size,
+        settings.test_size,
+        settings.batch_size,
+    )
+
+
 def _study(arguments: argparse.Namespace) -> StudyConfig:
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UsageError(f"--workers: got {arguments.workers}, expected at least 1")
     overrides: dict[str, Any] = setting_overrides(arguments)
     try:
         if arguments.demo:
@@ -63,8 +75,10 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
             _rules(arguments.rules), seeds=1 if arguments.seeds is None else arguments.seeds,
             preset=preset_of(arguments), arms=arguments.arms or "rule", **overrides,
         )  # fmt: skip
+    except UsageError:
+        raise
     except (ValueError, TypeError, FileNotFoundError) as error:
-        raise UsageError(str(error)) from error
+        raise usage_error(error) from error
 
 
 def _rules(text: str) -> list[str]:

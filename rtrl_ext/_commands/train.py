@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..curvature import Hessian
-from ..study.config import RunConfig, rule_spec, settings, versions
+from ..study.config import RunConfig, SettingError, rule_spec, settings, versions
 from ..study.folder import differences
 from ..study.network import RECURRENT, make_data, make_network
 from ..study.progress import describe, label
@@ -25,7 +25,7 @@ from ..study.records import (
     write_json,
 )
 from ..study.training import perform
-from .options import UsageError, preset_of, setting_overrides
+from .options import UsageError, preset_of, setting_overrides, usage_error
 
 IDENTITY = "run.json"
 
@@ -35,8 +35,6 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         preset = preset_of(arguments)
         name, spec = rule_spec(arguments.rule)
-        if not 0 <= arguments.seed < 2**32:
-            raise ValueError(f"--seed: got {arguments.seed}, expected 0 to {2**32 - 1}")
         run = RunConfig(
             settings(preset, **setting_overrides(arguments)),
             name,
@@ -46,8 +44,11 @@ def train(arguments: argparse.Namespace) -> int:
             arguments.seed,
         )
     except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
-    make_data(run.settings, run.seed)  # missing data is told before a folder is made
+        raise usage_error(error) from error
+    try:
+        make_data(run.settings, run.seed)  # missing data is told before a folder is made
+    except SettingError as error:
+        raise usage_error(error) from error
     folder = Path(arguments.out) if arguments.out else Path("rtrl-ext-runs") / run.run_id
     torch.set_num_threads(arguments.threads)
     claim = _claim(folder, run)

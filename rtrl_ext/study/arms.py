@@ -66,7 +66,10 @@ def _toml_arms(path: Path) -> list[Arm]:
         if not isinstance(name, str) or not name:
             raise ValueError(f"arms: {path}: an [[arm]] has no name")
         kind = rest.pop("kind", name if name in KINDS else "rule")
-        settings("quick", **rest)
+        try:
+            settings("quick", **rest)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"arms: {path}: {name!r}: {error}") from error
         arms.append(Arm(name, kind, rest))
     return _unique(arms)
 

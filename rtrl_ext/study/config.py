@@ -17,8 +17,15 @@ KINDS = ("rule", "bptt-rho", "projected", "matched-noise")
 OPTIMIZERS = ("sgd", "adam")
 CURVATURE = ("lanczos", "power", "none")
 
+#: largest count among the settings
+MOST = 2**31 - 1
+
 #: training losses at which runs are compared
 LEVELS = (1.2, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
+
+
+class SettingError(ValueError):
+    """A setting that does not fit the data; the message begins with its name."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,17 @@ class Settings:
                 raise TypeError(f"{name}: got {value!r}, expected an int")
             if value < low:
                 raise ValueError(f"{name}: got {value}, expected at least {low}")
-        for name in ("shift_noise", "lr", "momentum", "l2", "leak", "curvature_budget"):
+            if value > MOST:
+                raise ValueError(f"{name}: got {value}, expected at most {MOST}")
+        for name in _NUMBERS:
             value = getattr(self, name)
+            if value is None and name == "stop_loss":
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name}: got {value!r}, expected a number")
             if not (value >= 0 and np.isfinite(value)):
                 raise ValueError(f"{name}: got {value}, expected a finite number of at least 0")
             object.__setattr__(self, name, float(value))
-        if self.stop_loss is not None:
-            object.__setattr__(self, "stop_loss", float(self.stop_loss))
         tasks.get(self.task)
         if self.lr == 0:
             raise ValueError("lr: got 0, expected a rate above 0")
@@ -101,6 +110,7 @@ class Settings:
             )
 
 
+_NUMBERS = ("shift_noise", "lr", "momentum", "l2", "leak", "curvature_budget", "stop_loss")
 _COUNTS = {
     "train_size": 1, "test_size": 1, "hidden_size": 1, "batch_size": 1, "iterations": 1,
     "eval_every": 1, "test_every": 1, "alignment_every": 1, "curvature_batch": 1,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .. import rules, tasks
 from ..nn import LeakyRNN
 from ..tasks import Task
-from .config import RunConfig, Settings
+from ..tasks.base import SizeError
+from .config import RunConfig, SettingError, Settings
 
 RECURRENT = "rnn.weight_hh_l0"
 
@@ -37,18 +38,29 @@ class Data(NamedTuple):
 
 
 def make_data(settings: Settings, seed: int) -> Data:
-    """The three sets of a run; the split depends on ``seed`` alone."""
+    """The three sets of a run; the split depends on ``seed`` alone.
+
+    `SettingError` if the data has fewer sequences than the settings ask for.
+    """
+    for name in ("train_size", "test_size"):
+        if settings.data is None and getattr(settings, name) is None:
+            raise SettingError(f"{name}: got 'all' without a folder of data, expected a number")
     task = tasks.get(settings.task)
     options: dict[str, Any] = {
         "data": settings.data,
         "num_train": settings.train_size,
         "num_test": settings.test_size,
     }
-    train: Task = task("train", seed, **options)  # type: ignore[call-arg, arg-type]
-    test: Task = task("test", seed, **options)  # type: ignore[call-arg, arg-type]
-    shift: Task = task("test", seed, noise_std=settings.shift_noise, **options)  # type: ignore[call-arg, arg-type]
+    noise = settings.shift_noise
+    try:
+        train: Task = task("train", seed, **options)  # type: ignore[call-arg, arg-type]
+        test: Task = task("test", seed, **options)  # type: ignore[call-arg, arg-type]
+        shift: Task = task("test", seed, noise_std=noise, **options)  # type: ignore[call-arg, arg-type]
+    except SizeError as error:
+        text = str(error).replace("num_train", "train_size").replace("num_test", "test_size")
+        raise SettingError(text) from error
     if settings.batch_size > len(train):
-        raise ValueError(
+        raise SettingError(
             f"batch_size: got {settings.batch_size}, expected at most the {len(train)} "
             "training sequences"
         )

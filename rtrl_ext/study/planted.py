@@ -283,6 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, help="seeds a rule, for every case")
     options = parser.parse_args(arguments)
+    for name, least in (("studies", 1), ("resamples", 1), ("seeds", 2)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name}: got {value}, expected at least {least}")
     began = time.perf_counter()
     for case in CASES:
         plant = case if options.seeds is None else replace(case, seeds=options.seeds)

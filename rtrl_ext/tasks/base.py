@@ -7,6 +7,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 
+class SizeError(ValueError):
+    """A number of sequences that the data does not have."""
+
+
 class Task(Dataset[tuple[Tensor, Tensor]]):
     """Sequences ``x (N, T, m)`` and targets ``(N, ...)``, all in memory.
 

