@@ -92,9 +92,17 @@ def fit(x: Tensor, lead: int) -> Tensor:
     return x.sum(0, keepdim=True) if lead == 1 and x.shape[0] != 1 else x
 
 
-def weight_gradient(delta: Tensor, x: Tensor, first: Tensor, in_place: bool = False) -> Tensor:
-    """``Σ_t delta_tᵀ x_{t-1}`` (L, n, n); delta, x (L|1, T, B, n), ``x_0 = first`` (L|1, B, n)."""
+def weight_gradient(
+    delta: Tensor, x: Tensor, first: Tensor | None, in_place: bool = False
+) -> Tensor:
+    """``Σ_t delta_tᵀ x_{t-1}`` (L, n, n); delta, x (L|1, T, B, n), ``x_0 = first`` (L|1, B, n),
+    zeros if None."""
     steps, n = delta.shape[1], delta.shape[3]
+    if first is None:
+        late, early = rows(delta[:, 1:]), rows(x[:, :-1])
+        if delta.shape[0] == 1 and x.shape[0] == 1:
+            return torch.mm(late[0].t(), early[0]).unsqueeze(0)
+        return torch.matmul(late.transpose(1, 2), early)
     if delta.shape[0] == 1 and x.shape[0] == 1 and first.shape[0] == 1:
         out = torch.mm(delta[0, 0].t(), first[0])
         if steps > 1:

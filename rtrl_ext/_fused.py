@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _formulas, _functorch, _kernels, _state
+from . import _formulas, _functorch, _fused_fake, _kernels, _state  # noqa: F401  shapes
 from ._autograd import below_autograd, in_transform
 from ._formulas import EXACT, Rule, Saved, Written
+from ._fused_backward import Backward
+from ._kernels import (
+    NEED_BIAS,
+    NEED_DELTA,
+    NEED_INITIAL,
+    NEED_INPUT_WEIGHT,
+    NEED_WEIGHT,
+    NEED_X,
+)
 from .reference.leaky_rnn import LOCAL, RATE
-
-NEED_X, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_BIAS, NEED_DELTA, NEED_INITIAL = (1, 2, 4, 8, 16, 32)
 
 
 def available(
@@ -107,6 +114,8 @@ class Layer(Function):
         with _without_autocast():
             if once and gaux is None and isinstance(rule, Rule):
                 grads = _fused(ctx, tensors, gy, gs_n, rule, transport, modulator)
+            elif not once and gaux is None and rule == EXACT and not ctx.needs_input_grad[8]:
+                grads = _differentiable(ctx, tensors, gy, gs_n)
             else:
                 kernel = _kernels.kernels().leaky_backward if once else _functorch.Backward.apply
                 grads = _composed(ctx, tensors, (gy, gaux, gs_n), kernel, once)
@@ -134,23 +143,48 @@ def _fused(
     else:
         matrix = w if transport is None else transport[0]
     need_leak = need[8]
-    needs = (
-        NEED_X * need[0]
-        | NEED_INPUT_WEIGHT * need[1]
-        | NEED_BIAS * (need[2] or need[3])
-        | NEED_DELTA * (need[4] or need_leak)
-        | NEED_INITIAL * (need[5] or need[6])
-        | NEED_WEIGHT * need[7]
-    )
-    dx, dw_ih, dw, db, delta, gy0, gs0, lam = torch.ops.rtrl_ext.leaky_layer_backward.default(
+    out = torch.ops.rtrl_ext.leaky_layer_backward.default(
         gy, gs_n, x, y, aux, y0, w_ih, matrix, leak, lengths, *flags, *rule,
-        needs, need_leak and flags[0] == RATE,
+        _bits(need), need_leak and flags[0] == RATE,
     )  # fmt: skip
     g_leak = None
     if need_leak:
         saved = _saved(ctx, tensors)
+        delta, lam = out[4], out[7]
         lam = lam if lam.dim() == 1 else lam[None]
         g_leak = _formulas.leak_gradient(saved, delta[None], lam)[0]
+    return _wanted(need, out, g_leak)
+
+
+def _differentiable(
+    ctx: Any, tensors: tuple[Any, ...], gy: Tensor | None, gs_n: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The exact gradients under a constant leak, as a function to be differentiated again."""
+    x, w_ih, y, aux, y0, _, w, leak, lengths, _, _ = tensors
+    need = ctx.needs_input_grad
+    out = Backward.apply(
+        gy, gs_n, x, w_ih, y, aux, y0, w, leak, lengths, *ctx.flags, _bits(need) | NEED_DELTA, True
+    )
+    return _wanted(need, out, None)
+
+
+def _bits(need: tuple[bool, ...]) -> int:
+    """Which gradients to make, of those that autograd asks for."""
+    return (
+        NEED_X * need[0]
+        | NEED_INPUT_WEIGHT * need[1]
+        | NEED_BIAS * (need[2] or need[3])
+        | NEED_DELTA * (need[4] or need[8])
+        | NEED_INITIAL * (need[5] or need[6])
+        | NEED_WEIGHT * need[7]
+    )
+
+
+def _wanted(
+    need: tuple[bool, ...], out: tuple[Tensor, ...], g_leak: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the layer's nine tensors from what an operation made."""
+    dx, dw_ih, dw, db, delta, gy0, gs0, _ = out
     return (
         dx if need[0] else None,
         dw_ih if need[1] else None,
@@ -258,31 +292,6 @@ def layer(
     return y, s_n
 
 
-def _fake_forward(x, w_ih, b_ih, b_hh, drive, y0, s0, w, leak, lengths, form, act, unit_leak):  # type: ignore[no-untyped-def]
-    y = x.new_empty(*x.shape[:2], w.shape[0])
-    aux = x.new_empty(0) if unit_leak else torch.empty_like(y)
-    return y, aux, x.new_empty(x.shape[1], w.shape[0])
-
-
-def _fake_backward(gy, gs_n, x, y, aux, y0, w_ih, transport, leak, lengths, form, act, unit_leak,  # type: ignore[no-untyped-def]
-                   policy, mu, window, decay, needs, want_lam):  # fmt: skip
-    steps, batch, n = y.shape
-
-    def new(bit: int, *shape: int) -> Tensor:
-        return y.new_empty(shape) if needs & bit else y.new_empty(0)
-
-    return (
-        new(NEED_X, *x.shape),
-        new(NEED_INPUT_WEIGHT, *w_ih.shape),
-        new(NEED_WEIGHT, n, n),
-        new(NEED_BIAS, n),
-        new(NEED_DELTA, steps, batch, n),
-        new(NEED_INITIAL, batch, n),
-        new(NEED_INITIAL, batch, n),
-        y.new_empty(y.shape) if want_lam else y.new_empty(0),
-    )
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, w_ih, _, _, _, y0, s0, w, leak, lengths, *flags = inputs
     y, aux, _ = output
@@ -297,8 +306,6 @@ def _op_backward(ctx: Any, gy: Any, gaux: Any, gs_n: Any) -> tuple[Tensor | None
 
 
 if _kernels.HAVE_COMPILED:
-    torch.library.register_fake("rtrl_ext::leaky_layer_forward", _fake_forward)
-    torch.library.register_fake("rtrl_ext::leaky_layer_backward", _fake_backward)
     torch.library.register_autograd(
         "rtrl_ext::leaky_layer_forward", _op_backward, setup_context=_setup
     )

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _functorch, _kernels
-from ._fused import NEED_BIAS, NEED_DELTA, NEED_INITIAL, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_X
+from . import _functorch
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -18,7 +17,8 @@ Tensors = tuple[Tensor | None, ...]
 class ForwardJvp(_functorch._Tangent):
     """(dy, daux, ds_n, du) with a leading k, of tangents (dx, dw_ih, dbias, dy0, ds0, dw) with a
     leading k or None, and (x, w_ih, y, aux, y0, s0, w, leak, lengths, form, act, unit_leak, k,
-    want_du).
+    want_du, lam). With ``lam`` (T, B, n), the adjoints that a backward pass went through, the last
+    result is the gradient of φ through its slope instead of du.
     """
 
     what = _functorch.ForwardJvp.what
@@ -27,10 +27,10 @@ class ForwardJvp(_functorch._Tangent):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
-        *tensors, form, act, unit_leak, k, want_du = args
+        *tensors, form, act, unit_leak, k, want_du, lam = args
         tangents, primal = tensors[:6], tensors[6:]
         return torch.ops.rtrl_ext.leaky_layer_forward_jvp.default(
-            k, *tangents, None, *primal, form, act, unit_leak, want_du
+            k, *tangents, None, *primal, form, act, unit_leak, want_du, lam
         )
 
     @staticmethod
@@ -108,38 +108,3 @@ def _fold(function: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any])
     dims = tuple(None if x.dim() == 1 else 0 for x in out)
     out = tuple(x if x.dim() == 1 else x.reshape(size, k, *x.shape[1:]) for x in out)
     return out, dims
-
-
-def _empty_or(y: Tensor, wanted: int | bool, *shape: Any) -> Tensor:
-    return y.new_empty(shape) if wanted else y.new_empty(0)
-
-
-def _fake_forward_jvp(k, dx, dw_ih, dbias, dy0, ds0, dw, dleak, x, w_ih, y, aux, y0, s0, w, leak,  # type: ignore[no-untyped-def]
-                      lengths, form, act, unit_leak, want_du):  # fmt: skip
-    return (
-        y.new_empty(k, *y.shape),
-        _empty_or(y, not unit_leak, k, *y.shape),
-        y.new_empty(k, *y.shape[1:]),
-        _empty_or(y, want_du, k, *y.shape),
-    )
-
-
-def _fake_backward_jvp(k, dgy, dgs_n, dx, dw_ih, dy, daux, dy0, dw, dleak, x, w_ih, y, aux, y0,  # type: ignore[no-untyped-def]
-                       lam, delta, w, leak, lengths, form, act, unit_leak, needs,
-                       want_dlam):  # fmt: skip
-    n = y.shape[2]
-    return (
-        _empty_or(y, needs & NEED_X, k, *x.shape),
-        _empty_or(y, needs & NEED_INPUT_WEIGHT, k, *w_ih.shape),
-        _empty_or(y, needs & NEED_WEIGHT, k, n, n),
-        _empty_or(y, needs & NEED_BIAS, k, n),
-        _empty_or(y, needs & NEED_DELTA, k, *y.shape),
-        _empty_or(y, needs & NEED_INITIAL, k, *y.shape[1:]),
-        _empty_or(y, needs & NEED_INITIAL, k, *y.shape[1:]),
-        _empty_or(y, want_dlam, k, *y.shape),
-    )
-
-
-if _kernels.HAVE_COMPILED:
-    torch.library.register_fake("rtrl_ext::leaky_layer_forward_jvp", _fake_forward_jvp)
-    torch.library.register_fake("rtrl_ext::leaky_layer_backward_jvp", _fake_backward_jvp)

@@ -77,6 +77,8 @@ struct LeakyForwardJvp {
   T* daux;         // (L, T, B, n) or null: tangent of aux
   T* ds_n;         // (L, B, n)
   T* du;           // (L, T, B, n) or null: tangent of the pre-activation
+  In<T> lam;       // (L|1, T, B, n) or null
+  T* bend;         // (L, T, B, n) or null: with lam, the gradient of phi through its slope in reverse over reverse
 };
 
 template <class T>

@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
                                                              const Tensor& y_, const Tensor& aux_, const OptionalTensor& y0_,
                                                              const OptionalTensor& s0_, const Tensor& w_, const Tensor& leak_,
                                                              const OptionalTensor& lengths_, int64_t form, int64_t act,
-                                                             bool unit_leak, bool want_du) {
+                                                             bool unit_leak, bool want_du, const OptionalTensor& lam_) {
   check_layer(x_, w_, leak_, lengths_);
   const ScalarType dtype = x_.scalar_type();
   const int64_t T_ = x_.size(0), B = x_.size(1), m = x_.size(2), n = w_.size(0);
@@ -87,8 +87,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
   const OptionalTensor y0 = dense(y0_), s0 = dense(s0_), lengths = dense(lengths_), dbias = dense(dbias_), dy0 = dense(dy0_),
                        ds0 = dense(ds0_), dleak = dense(dleak_), dw = dense(dw_), dw_ih = dense(dw_ih_), dx = dense(dx_);
   Tensor dy = make(x, {k, T_, B, n}), daux = unit_leak ? make(x, {0}) : make(x, {k, T_, B, n}), ds_n = make(x, {k, B, n});
-  Tensor du = want_du ? make(x, {k, T_, B, n}) : make(x, {0});
-  if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, du};
+  check_like(lam_, "lam", dtype, {T_, B, n});
+  expect(!(lam_ && want_du), "the last result is du or, with lam, the gradient of phi");
+  const OptionalTensor lam = dense(lam_);
+  Tensor last = want_du || lam ? make(x, {k, T_, B, n}) : make(x, {0});
+  if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, last};
   LeakyShape shape = leaky_shape(k, T_, B, n, form, act, unit_leak);
   if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
   const Tensor pre = unit_leak ? dy : daux;  // written in place
@@ -110,7 +113,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
                          out<T>(dy),
                          out<T>(daux),
                          out<T>(ds_n),
-                         out<T>(du)};
+                         want_du ? out<T>(last) : nullptr,
+                         whole<T>(lam),
+                         lam ? out<T>(last) : nullptr};
     const int64_t group = group_size(k, B), piece = piece_steps(B, group * n * (unit_leak ? 1 : 2) + 2 * n + m, sizeof(T));
     LeakyForwardJvp<T> q = p;
     q.s.L = group;
@@ -126,6 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
       q.daux = from_direction(p.daux, sequence);
       q.ds_n = from_direction(p.ds_n, batch);
       q.du = from_direction(p.du, sequence);
+      q.bend = from_direction(p.bend, sequence);
       for (int64_t t = 0; t < T_; t += piece) {
         const int64_t steps = std::min(piece, T_ - t), rows = steps * B, skip = t == 0 ? B : 0;  // the first step sees y0
         for (int64_t i = i0; i < i0 + group; ++i) {
@@ -153,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
       }
     }
   });
-  return {dy, daux, ds_n, du};
+  return {dy, daux, ds_n, last};
 }
 
 // (ddx, ddw_ih, ddw, ddbias, ddelta, dgy0, dgs0, dlam)
@@ -311,7 +317,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
   m.def(
       "leaky_layer_forward_jvp(int k, Tensor? dx, Tensor? dw_ih, Tensor? dbias, Tensor? dy0, Tensor? ds0, Tensor? dw, "
       "Tensor? dleak, Tensor x, Tensor w_ih, Tensor y, Tensor aux, Tensor? y0, Tensor? s0, Tensor w, Tensor leak, "
-      "Tensor? lengths, int form, int act, bool unit_leak, bool want_du) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? lengths, int form, int act, bool unit_leak, bool want_du, Tensor? lam=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "leaky_layer_backward_jvp(int k, Tensor? dgy, Tensor? dgs_n, Tensor? dx, Tensor? dw_ih, Tensor dy, Tensor daux, "
       "Tensor? dy0, Tensor? dw, Tensor? dleak, Tensor x, Tensor w_ih, Tensor y, Tensor aux, Tensor? y0, Tensor lam, "

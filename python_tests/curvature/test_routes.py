@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from rtrl_ext import _inspection, functional
 from rtrl_ext.curvature import EmpiricalFisher, GaussNewton, Hessian
 
 OPERATORS = [Hessian, GaussNewton, EmpiricalFisher]
@@ -270,8 +271,100 @@ def test_directions_are_bounded_by_memory(tools, monkeypatch):
     forward = op._route._forward
     op._route._forward = lambda q, rows, x, t: calls.append(len(rows)) or forward(q, rows, x, t)
     assert close(op @ v, expected, 1e-12) and calls == [7]
-    monkeypatch.setattr(_routes, "MEMORY", 12 * op._route._pass.bytes + 100)
-    assert close(op @ v, expected, 1e-12) and calls == [7, 3, 3, 1]
-    monkeypatch.setattr(_routes, "MEMORY", 0)
     calls.clear()
-    assert close(op @ v, expected, 1e-12) and calls == [1] * 7
+    monkeypatch.setattr(_routes, "MEMORY", 12 * op._route._pass.bytes + 100)
+    assert close(op @ v, expected, 1e-12) and calls == [3, 3, 1]
+    calls.clear()
+    monkeypatch.setattr(_routes, "BLOCK", 5 * op._route._pass.largest + 10)
+    monkeypatch.setattr(_routes, "MEMORY", 2**30)
+    assert close(op @ v, expected, 1e-12) and calls == [5, 2]
+    calls.clear()
+    monkeypatch.setattr(_routes, "MEMORY", 0)  # one by one: through one graph
+    assert close(op @ v, expected, 1e-12) and calls == []
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_large_directions_go_one_by_one(tools, cls, monkeypatch):
+    """From a size on each direction goes by double backward; the result is the same."""
+    p = tools.problem()
+    op = cls(p.net, p.loss_fn, p.data)
+    v = torch.randn(op.shape[0], 5, dtype=torch.float64)
+    together = op @ v
+    calls = []
+    forward, graph = op._route._forward, op._route._graph
+    op._route._forward = lambda *a: calls.append("forward") or forward(*a)
+    op._route._graph = lambda *a: calls.append("graph") or graph(*a)
+    monkeypatch.setattr(_inspection, "ROWS", 1)
+    monkeypatch.setattr(_inspection, "BYTES", 1)
+    assert close(op @ v, together, 1e-12)
+    assert calls == (["forward"] if cls is EmpiricalFisher else ["graph"])  # one primal pass
+
+
+def test_no_second_derivative_in_reverse_mode(tools):
+    """A single direction falls back to forward mode, and stays there."""
+
+    class Once(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(inputs[0])
+            ctx.save_for_forward(inputs[0])
+
+        @staticmethod
+        def backward(ctx, g):
+            return Gradient.apply(ctx.saved_tensors[0], g)
+
+        @staticmethod
+        def jvp(ctx, dx):
+            return 3 * ctx.saved_tensors[0] ** 2 * dx
+
+    class Gradient(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x, g):
+            return 3 * x**2 * g
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, c):
+            raise RuntimeError("no second derivative in reverse mode")
+
+        @staticmethod
+        def jvp(ctx, dx, dg):
+            x, g = ctx.saved_tensors
+            return 6 * x * dx * g + 3 * x**2 * dg
+
+    class Cubes(nn.Module):
+        def forward(self, x):
+            return Once.apply(x)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), Cubes(), nn.Linear(3, 1)).double()
+    x, target = torch.randn(4, 3, 2).double(), torch.randn(4, 3, 1).double()
+    twin = nn.Sequential(net[0], nn.Identity(), net[2])
+    twin[1].forward = lambda x: x**3
+    dense = tools.dense_hessian(twin, nn.MSELoss(), x, target)
+    op = Hessian(net, nn.MSELoss(), (x, target))
+    v = torch.randn(op.shape[0], dtype=torch.float64)
+    assert close(op @ v, dense @ v) and not op._route._singly
+    assert close(op @ v, dense @ v)
+    with op.at_fixed_point():
+        assert close(op @ v, dense @ v)
+    names = [name for name, _ in net.named_parameters()]
+    parts = v.split([q.numel() for q in net.parameters()])
+    shaped = [part.reshape(1, *q.shape) for part, q in zip(parts, net.parameters(), strict=True)]
+    found = functional.hvp(
+        lambda q: (torch.func.functional_call(net, q, (x,)) - target).pow(2).mean(),
+        dict(net.named_parameters()),
+        dict(zip(names, shaped, strict=True)),
+    )
+    assert close(torch.cat([found[name].reshape(-1) for name in names]), dense @ v)

@@ -8,6 +8,7 @@ from torch.func import functional_call, hessian, jacrev
 from torch.nn.functional import cross_entropy, mse_loss
 
 import rtrl_ext as rx
+from rtrl_ext import _inspection
 from rtrl_ext.functional import ggn_vp, hvp
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -58,16 +59,28 @@ def dense(function, params):
     return of, flat(params)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("rule", ["bptt", "eprop"])
 @pytest.mark.parametrize("form", ["rate", "voltage"])
-def test_products_equal_dense_matrices(rule, form):
+def test_products_equal_dense_matrices(rule, form, large, monkeypatch):
+    """Batched, and one direction after the other as it is done for large ones."""
+    if large:
+        monkeypatch.setattr(_inspection, "ROWS", 1)
+        monkeypatch.setattr(_inspection, "BYTES", 1)
     model = Model(rule, form)
     x, target = torch.randn(5, 6, 2), torch.randint(4, (6,))
     params = {name: p.detach() for name, p in model.named_parameters()}
     v = {name: torch.randn(3, *p.shape) for name, p in params.items()}
     of, at = dense(lambda p: cross_entropy(plain(p, x, form), target), params)
     h = hessian(of)(at)
-    found = hvp(lambda p: cross_entropy(functional_call(model, p, (x,)), target), params, v)
+    calls = []
+
+    def loss(p):
+        calls.append(1)
+        return cross_entropy(functional_call(model, p, (x,)), target)
+
+    found = hvp(loss, params, v)
+    assert len(calls) == (1 if large else 2)  # small: looked at first
     outputs, _ = dense(lambda p: plain(p, x, form), params)
     j = jacrev(outputs)(at).reshape(24, -1)
     h_out = hessian(lambda y: cross_entropy(y, target))(plain(params, x, form)).reshape(24, 24)
@@ -90,6 +103,27 @@ def test_results_have_the_names_and_shapes_of_the_directions():
     assert found["rnn.weight_hh_l0"].shape == (5, 3, 3)
     assert not found["rnn.weight_hh_l0"].requires_grad
     assert model.rnn.weight_hh_l0.grad is None
+
+
+def test_one_direction():
+    """Double backward; zeros where the loss doesn't depend on a parameter, or linearly."""
+    p = {"a": torch.randn(3), "b": torch.randn(2)}
+    v = {"a": torch.randn(1, 3), "b": torch.randn(1, 2)}
+    found = hvp(lambda q: q["a"].pow(3).sum(), p, v)
+    assert relative(found["a"], 6 * p["a"] * v["a"]) < 1e-12
+    assert torch.equal(found["b"], torch.zeros(1, 2))
+    linear = hvp(lambda q: q["a"].sum() + 2 * q["b"].sum(), p, v)
+    assert not any(t.any() for t in linear.values())
+    constant = hvp(lambda q: torch.tensor(1.0), p, v)
+    assert not any(t.any() for t in constant.values())
+
+
+def test_inside_a_transform():
+    p, v = {"a": torch.randn(4, 3)}, {"a": torch.randn(4, 1, 3)}
+    found = torch.func.vmap(lambda a, w: hvp(lambda q: q["a"].pow(3).sum(), {"a": a}, {"a": w}))(
+        p["a"], v["a"]
+    )
+    assert relative(found["a"], 6 * p["a"][:, None] * v["a"]) < 1e-12
 
 
 def test_refusals():

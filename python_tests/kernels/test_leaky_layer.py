@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rtrl_ext import _C  # noqa: F401
+from rtrl_ext.reference import activations
 
 ops = torch.ops.rtrl_ext
 ALL, NO_DELTA = 63, 47
@@ -134,29 +135,25 @@ def test_tangents(case, ragged):
     dpre = dx @ p.u.t() + moved.view(k, T, B, n) + db[:, None, None]
     primal = (y[None], lead, p.y0[None], p.s0[None], p.w[None], p.leak[None])
     expected = ops.leaky_forward_jvp(dpre, dy0, ds0, dleak, *primal, *p.options, True)
-    got = ops.leaky_layer_forward_jvp(
-        k,
-        dx,
-        du,
-        db,
-        dy0,
-        ds0,
-        dw,
-        dleak,
-        p.x,
-        p.u,
-        y,
-        aux,
-        p.y0,
-        p.s0,
-        p.w,
-        p.leak,
-        *p.options,
-        True,
-    )
+    arguments = (
+        k, dx, du, db, dy0, ds0, dw, dleak, p.x, p.u, y, aux, p.y0, p.s0, p.w, p.leak, *p.options,
+    )  # fmt: skip
+    got = ops.leaky_layer_forward_jvp(*arguments, True)
     for a, b in zip(got, expected, strict=True):
         if b.numel():
             close((a,), (b,))
+    *_, bend = ops.leaky_layer_forward_jvp(*arguments, False, lam)
+    _, form, act, _ = p.options
+    phi = y if form or p.unit else aux
+    change = activations.ratio(phi, act)
+    if change is None:
+        assert not bend.any()
+    else:
+        # of voltage units the state's tangent, of rate units k du
+        source = expected[1] if form else p.leak * expected[3]
+        close((bend,), (change * lam * source,))
+    with pytest.raises(RuntimeError, match="with lam"):
+        ops.leaky_layer_forward_jvp(*arguments, True, lam)
     dy, daux = expected[:2]
     dgy, dgs = p.new(k, T, B, n), p.new(k, B, n)
     moved = (p.rows(delta) @ dw).view(k, T, B, n)

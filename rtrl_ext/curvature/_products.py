@@ -6,13 +6,14 @@ many products with one direction each: it keeps the primal pass. Directions and 
 ``(k, P)``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
+from .._reverse import batched_gradients, gradients, requiring_grad
 from ._evaluation import Leaves, Problem, zeros
 from ._params import flatten, unflatten
 
@@ -143,52 +144,3 @@ def over_rows(
         single = product({name: v[0] for name, v in rows.items()})
         return {name: v.unsqueeze(0) for name, v in single.items()}
     return vmap(product, randomness="same")(rows)
-
-
-def requiring_grad(point: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values as leaves of a new graph."""
-    return {name: p.requires_grad_() for name, p in point.items()}
-
-
-def gradients(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor],
-    *,
-    batched: bool = False,
-    create_graph: bool = False,
-    retain_graph: bool = True,
-) -> tuple[Tensor, ...]:
-    """``torch.autograd.grad`` with zeros where nothing depends on the inputs."""
-    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
-    lead = grad_outputs[0].shape[:1] if batched else ()
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if pairs:
-        found = torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,
-            [g for _, g in pairs],
-            create_graph=create_graph,
-            retain_graph=retain_graph,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
-    return tuple(
-        i.new_zeros(*lead, *i.shape) if f is None else f for i, f in zip(inputs, found, strict=True)
-    )
-
-
-def batched_gradients(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]
-) -> list[Tensor]:
-    """Vector-Jacobian products for ``grad_outputs`` (k, ...): under vmap, else one by one."""
-    k = grad_outputs[0].shape[0]
-    if k > 1:
-        try:
-            return list(gradients(outputs, inputs, grad_outputs, batched=True))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass  # an operator without a batching rule: the loop below is right, only slower
-    each = [gradients(outputs, inputs, [g[i] for g in grad_outputs]) for i in range(k)]
-    return [torch.stack(parts) for parts in zip(*each, strict=True)]

@@ -7,33 +7,39 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from .._inspection import Inspection
 from ._evaluation import Problem
 from ._products import Graph, Product, RowProduct
 
 MOST_DIRECTIONS = 16
 MEMORY = 2**30  # bytes, for the tangents of one call
-_OWN = {"aten", "prim", "prims", "rtrl_ext", "rtrl_ext_reference"}
+# glibc's malloc maps larger blocks anew each time, at the price of a page fault per 4 KiB
+BLOCK = 32 * 2**20
 
 
 class Route:
-    """Forward over reverse if every operator of the model allows it, else double backward.
+    """How products are made: forward over reverse, or double backward.
 
-    The choice is made once, with the first batch. A model that runs operators of other libraries
-    takes double backward: operators registered with ``torch.library.register_autograd`` have
-    silently zero tangents.
+    One direction alone, and directions of which each keeps the kernels busy by itself, go by double
+    backward through a graph that is made once. Several small ones go together, forward over
+    reverse if every operator of the model allows it, else double backward; that choice is made
+    once, with the first batch. A model that runs operators of other libraries takes double
+    backward: operators registered with ``torch.library.register_autograd`` have silently zero
+    tangents.
+
+    ``singly``: whether the graph is good for one direction at a time.
     """
 
-    def __init__(self, forward: Product, graph: Graph) -> None:
+    def __init__(self, forward: Product, graph: Graph, singly: bool = True) -> None:
         self._forward = forward
         self._graph = graph
+        self._singly = singly
         self._kept: RowProduct | None = None
         self._keeping = False
-        self._pass: _Pass | None = None
+        self._pass: Inspection | None = None
         self.name: str | None = None
-        """"forward over reverse" or "double backward"; None before the choice."""
+        """"forward over reverse" or "double backward" for several directions; None before."""
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
@@ -45,36 +51,51 @@ class Route:
             self._keeping, self._kept = False, None
 
     def directions(self, problem: Problem, rows: Tensor, x: Any) -> int:
-        """How many of the directions ``rows`` (k, P) to put into one call, by memory."""
+        """How many of the directions ``rows`` (k, P) to put into one call, by size and memory."""
         if rows.shape[0] == 1:
             return 1
-        return max(1, min(MOST_DIRECTIONS, MEMORY // (4 * self._inspected(problem, x).bytes + 1)))
+        seen = self._inspected(problem, x)
+        if self._singly and seen.fills:
+            return 1
+        most = min(MOST_DIRECTIONS, MEMORY // (4 * seen.bytes + 1))
+        if 4 * seen.largest <= BLOCK:
+            most = min(most, BLOCK // (seen.largest + 1))
+        return max(1, most)
 
-    def __call__(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
-        """The product of ``rows`` (k, P) on one batch."""
-        if self.name == "double backward":
-            return self._by_graph(problem, rows, x, target).detach()
-        if self._keeping and rows.shape[0] == 1:
+    def __call__(
+        self, problem: Problem, rows: Tensor, x: Any, target: Any, chunk_size: int | None = None
+    ) -> Tensor:
+        """The product of ``rows`` (k, P) on one batch, ``chunk_size`` directions at a time."""
+        chunk = chunk_size or self.directions(problem, rows, x)
+        if self.name == "double backward" or (self._singly and chunk == 1):
             try:
-                return self._by_graph(problem, rows, x, target).detach()
+                return self._by_graph(problem, rows, x, target, chunk)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # no second derivative in reverse mode: forward mode may have one
-                self._keeping, self._kept = False, None
-        product = self._first if self.name is None else self._forward
-        return product(problem, rows, x, target).detach()
+                if self.name == "double backward":
+                    raise
+                self._singly, self._kept = False, None
+        parts = []
+        for part in rows.split(chunk):
+            if self.name is None:
+                parts.append(self._first(problem, part, x, target))
+            elif self.name == "double backward":
+                parts.append(self._by_graph(problem, part, x, target, chunk))
+            else:
+                parts.append(self._forward(problem, part, x, target))
+        return torch.cat(parts).detach()
 
-    def _by_graph(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
-        if not self._keeping:
-            return self._graph(problem, x, target)(rows)
-        if self._kept is None:
-            self._kept = self._graph(problem, x, target)
-        return self._kept(rows)
+    def _by_graph(self, problem: Problem, rows: Tensor, x: Any, target: Any, chunk: int) -> Tensor:
+        product = self._kept or self._graph(problem, x, target)
+        if self._keeping:
+            self._kept = product
+        return torch.cat([product(part).detach() for part in rows.split(chunk)])
 
-    def _inspected(self, problem: Problem, x: Any) -> "_Pass":
+    def _inspected(self, problem: Problem, x: Any) -> Inspection:
         """What one forward pass does, looked at once."""
         if self._pass is None:
-            self._pass = _Pass()
+            self._pass = Inspection()
             with torch.no_grad(), self._pass:
                 problem.output(problem.point(), x)
         return self._pass
@@ -94,7 +115,7 @@ class Route:
             except RuntimeError as error:  # NotImplementedError included
                 reason = str(error).strip().splitlines()[0]
                 where = _module_of(error, problem.model)
-        result = self._by_graph(problem, rows, x, target)
+        result = self._by_graph(problem, rows, x, target, rows.shape[0])
         self.name = "double backward"
         warnings.warn(
             f"rtrl_ext.curvature: {where} has no batched forward-over-reverse products ({reason}); "
@@ -103,24 +124,6 @@ class Route:
             stacklevel=6,
         )
         return result
-
-
-class _Pass(TorchDispatchMode):
-    """Operators outside torch and this library, and the bytes of all results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.foreign: set[str] = set()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func.namespace not in _OWN:
-            self.foreign.add(f"{func.namespace}::{func._opname}")
-        results = func(*args, **(kwargs or {}))
-        for t in tree_leaves(results):
-            if isinstance(t, Tensor) and not t._is_view():
-                self.bytes += t.numel() * t.element_size()
-        return results
 
 
 def _frames(error: BaseException) -> Iterator[dict[str, Any]]:

@@ -44,8 +44,7 @@ class CurvatureOperator:
             default ``target.numel()``. Give it where targets are padded or ignored.
         target_batch_dim: dimension of the target that counts sequences; default ``batch_dim`` if
             that dimension has the batch's size, else 0.
-        chunk_size: at most this many directions in one batched call; default what about a gibibyte
-            holds, at most 16.
+        chunk_size: so many directions in one batched call; default by size and memory, at most 16.
         progress: show a line on standard error while a solver runs.
 
     Raises:
@@ -55,6 +54,7 @@ class CurvatureOperator:
     """
 
     _routes: ClassVar[tuple[products.Product, products.Graph]]
+    _singly: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class CurvatureOperator:
             num_terms=num_terms,
         )
         self._problem = Problem(model, loss_fn, chosen, self._batches)
-        self._route = Route(*self._routes)
+        self._route = Route(*self._routes, self._singly)
         self._size = size(chosen)
         self._first = next(iter(chosen.values()))
         self.chunk_size = chunk_size
@@ -123,7 +123,9 @@ class CurvatureOperator:
         return f"{type(self).__name__}(P={self._size}, {self.dtype}, {self.device}; {shown})"
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """Product with ``v`` (P,) or (P, k), same shape; k directions cost one batched call.
+        """Product with ``v`` (P,) or (P, k), same shape.
+
+        k small directions cost one batched call; large ones share one primal pass.
 
         Raises:
             TypeError: not a tensor, or another dtype than the parameters'.
@@ -159,12 +161,8 @@ class CurvatureOperator:
                     continue
                 problem.seed = SEED + i
                 total += weight
-                chunk = self.chunk_size or self._route.directions(problem, rows, x)
-                for start in range(0, rows.shape[0], chunk):
-                    part = slice(start, start + chunk)
-                    result[part] += self._scale(weight) * self._route(
-                        problem, rows[part], x, target
-                    )
+                part = self._route(problem, rows, x, target, self.chunk_size)
+                result += self._scale(weight) * part
             total = all_reduced(result, total)
         if total == 0:
             raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
@@ -250,8 +248,10 @@ class Hessian(CurvatureOperator):
     """The Hessian of the true loss in the chosen parameters.
 
     ``H @ V`` runs ``vmap(jvp(grad(loss)))``: with this library's cells one kernel call per pass for
-    all k directions. Models with operators that have no forward mode take double backward, and a
-    ``RuntimeWarning`` says so once. See ``CurvatureOperator`` for the arguments.
+    all k directions. One direction alone, and large ones (32 sequences and 256 KiB of activations
+    or more), go by double backward through one graph, which is faster for them. Models with
+    operators that have no forward mode take double backward always, and a ``RuntimeWarning`` says
+    so once. See ``CurvatureOperator`` for the arguments.
 
     >>> H = Hessian(model, loss_fn, (x, target), params=["rnn.weight_hh_l0"])  # doctest: +SKIP
     >>> H @ v, H.eigsh(k=3).values, H.trace().value                            # doctest: +SKIP
@@ -280,6 +280,7 @@ class EmpiricalFisher(CurvatureOperator):
     """
 
     _routes = (products.fisher_forward, products.fisher_graph)
+    _singly = False  # its graph takes a backward pass per sequence
 
     def _weight(self, x: Any, target: Any) -> float:
         return float(self._batches.dims(x, target)[0])

@@ -9,6 +9,8 @@ from torch import Tensor
 
 NAMES = ("tanh", "relu", "softplus", "identity")
 TANH, RELU, SOFTPLUS, IDENTITY = range(4)
+#: Those whose slope changes, so that ``ratio`` is not None.
+BENT = (TANH, SOFTPLUS)
 
 
 def value(u: Tensor, act: int) -> Tensor:

@@ -21,6 +21,8 @@ RX_FN void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, in
   T* dy = tile.at(p.dy, r, t);
   T* daux = tile.at(p.daux, r, t);
   T* du_row = tile.at(p.du, r, t);
+  const T* lam = tile.at(p.lam, r, t);
+  T* bend = tile.at(p.bend, r, t);
   T* carry = tile.carry + r * tile.ld;
   T* state = tile.state + r * tile.ld;
   const T* product = tile.product + r * tile.ld;
@@ -52,6 +54,10 @@ RX_FN void leaky_forward_jvp_step(const LeakyForwardJvp<T>& p, Tile<T>& tile, in
     write<F, V>(dy + j, out, count);
     if (daux) write<F, V>(daux + j, aux, count);
     if (du_row) write<F, V>(du_row + j, du, count);
+    if (bend) {
+      const V moved = Voltage ? s : k * du;
+      write<F, V>(bend + j, read<F, V>(lam + j, count) * Act::slope(Dual<V>{phi, moved}).b, count);
+    }
   });
 }
 
@@ -71,6 +77,7 @@ void leaky_forward_jvp_run(const LeakyForwardJvp<T>& p, RowRange range, const T*
         zero_row(tile.at(p.dy, r, t), tile.n);
         zero_row(tile.at(p.daux, r, t), tile.n);
         zero_row(tile.at(p.du, r, t), tile.n);
+        zero_row(tile.at(p.bend, r, t), tile.n);
         continue;
       }
       leaky_forward_jvp_step<T, Act, Voltage>(p, tile, r, t);

@@ -1,0 +1,55 @@
+"""Second derivatives in reverse mode: gradients that may be missing, and many at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def requiring_grad(point: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as leaves of a new graph."""
+    return {name: p.requires_grad_() for name, p in point.items()}
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    *,
+    batched: bool = False,
+    create_graph: bool = False,
+    retain_graph: bool = True,
+) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` with zeros where nothing depends on the inputs."""
+    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+    lead = grad_outputs[0].shape[:1] if batched else ()
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        found = torch.autograd.grad(
+            [o for o, _ in pairs],
+            inputs,
+            [g for _, g in pairs],
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    return tuple(
+        i.new_zeros(*lead, *i.shape) if f is None else f for i, f in zip(inputs, found, strict=True)
+    )
+
+
+def batched_gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Vector-Jacobian products for ``grad_outputs`` (k, ...): under vmap, else one by one."""
+    k = grad_outputs[0].shape[0]
+    if k > 1:
+        try:
+            return list(gradients(outputs, inputs, grad_outputs, batched=True))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # an operator without a batching rule: the loop below is right, only slower
+    each = [gradients(outputs, inputs, [g[i] for g in grad_outputs]) for i in range(k)]
+    return [torch.stack(parts) for parts in zip(*each, strict=True)]
