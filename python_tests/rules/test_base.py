@@ -113,6 +113,11 @@ def test_get_with_parameters():
         (lambda: EProp(modulator=[1.0]), TypeError, "modulator is a list"),
         (lambda: EProp(modulator=torch.ones(2, 3, dtype=torch.int64)), TypeError, "modulator"),
         (lambda: EProp(modulator=torch.ones(2, 2, 2, 2)), ValueError, "modulator has shape"),
+        (
+            lambda: EProp(modulator=torch.ones(3)),
+            ValueError,
+            r"modulator has shape \(3,\); exp",
+        ),
         (lambda: MDGL(TYPES, cell_specific=True), ValueError, "both cell_types and cell_specific"),
         (lambda: MDGL(TYPES.float()), TypeError, "cell_types has dtype torch.float32"),
         (lambda: MDGL(TYPES[None]), ValueError, r"cell_types has shape \(1, 3\)"),
@@ -124,7 +129,13 @@ def test_get_with_parameters():
         (lambda: ModProp(taps=2, cell_specific=True, form="code"), ValueError, "taps is 2"),
         (lambda: Custom("a", "leak", send_nothing), ValueError, "local is 'leak'"),
         (lambda: Custom("a", "unit", 3), TypeError, "transport is a int"),
-        (lambda: Scaled("eprop", 1.0), TypeError, "rule is a str"),
+        (lambda: Custom("a", 3, send_nothing), TypeError, "local is a int"),
+        (lambda: Scaled(3, 1.0), TypeError, "scaled: rule is a int; expected a name or an object"),
+        (lambda: Scaled("sgd", 1.0), ValueError, "scaled: rule: unknown rule 'sgd'; known rules"),
+        (lambda: Scaled("tbptt", 1.0), ValueError, "scaled: rule: rule 'tbptt' needs k"),
+        (lambda: Scaled("bptt", "rho", 3), TypeError, "scaled: reference is a int"),
+        (lambda: Projected(None), TypeError, "projected: rule is a NoneType"),
+        (lambda: MatchedNoise("sgd", 1), ValueError, "matched-noise: rule: unknown rule 'sgd'"),
         (lambda: Scaled(EProp(), "sigma"), ValueError, "factor is 'sigma'"),
         (lambda: Scaled(EProp(), None), TypeError, "factor is a NoneType"),
         (lambda: Scaled(EProp(), float("inf")), ValueError, "factor is inf"),
@@ -161,6 +172,26 @@ def test_parse(text, expected):
 def test_parse_refuses(text):
     with pytest.raises(ValueError, match="rule"):
         rules.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tbptt:k=x", "rule 'tbptt:k=x': tbptt: k is a str; expected an int"),
+        ("modprop:mu=abc:cell_specific=true", "rule 'modprop:mu=abc:cell_specific=true': .* mu is"),
+    ],
+)
+def test_parse_shows_text_of_the_wrong_type(text, words):
+    with pytest.raises(ValueError, match=words):
+        rules.parse(text)
+
+
+def test_wrappers_take_names():
+    assert Scaled("eprop", 2.0) == Scaled(EProp(), 2.0)
+    assert Scaled("BPTT", "rho", reference="rflo") == Scaled(BPTT(), "rho", EProp())
+    assert Projected("snap1").rule == SnAp1()
+    assert repr(MatchedNoise("eprop", 1)) == "MatchedNoise(rule=EProp(), seed=1)"
+    assert rx.LeakyRNN(2, 3, rule=Projected("eprop")).rule == Projected(EProp())
 
 
 def test_table_lists_every_rule():

@@ -94,3 +94,23 @@ def test_second_derivative_is_refused():
     (g,) = torch.autograd.grad(loss, net.weight_hh_l0, create_graph=True)
     with pytest.raises(RuntimeError, match="exact_gradients"):
         g.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "words"),
+    [
+        (None, TypeError, r"custom rule 'mine': transport returned a NoneType; expected a pair"),
+        ((None,), TypeError, r"a tuple of length 1; expected a pair \(add, carry\)"),
+        (torch.ones(2, 3, 5), TypeError, r"a Tensor; expected a pair \(add, carry\)"),
+        ((0.0, None), TypeError, r"for add a float; expected a tensor \(1, 3, 5\) or None"),
+        ((torch.ones(1, 3, 5), None), TypeError, "add a tensor of torch.float32; .* torch.float64"),
+        ((torch.ones(3, 5).double(), None), ValueError, r"add shape \(3, 5\); .* \(1, 3, 5\)"),
+        ((torch.ones(1, 3, 1).double(), None), ValueError, r"add shape \(1, 3, 1\); expected"),
+    ],
+)
+def test_what_a_transport_returns_is_checked(returned, error, words):
+    net = network(rule=Custom("mine", "unit", lambda *a: returned))
+    y = net(operands(net)[0])[0]
+    with pytest.raises(error, match=words):
+        y.sum().backward()
+    assert all(p.grad is None for p in net.parameters())

@@ -100,6 +100,19 @@ def test_modulator_in_batch_first_layout():
     assert relative(found[0], expected["weight_hh"]) < 1e-12
 
 
+@pytest.mark.parametrize("units", [False, True])
+def test_modulator_of_an_unbatched_input(units):
+    net = network()
+    x, h0, gy, gh = operands(net, batch=1)
+    m = torch.randn(7, 5 if units else 1)
+    net.rule = EProp(modulator=m)
+    y, h_n = net(x.squeeze(1), h0)
+    found = torch.autograd.grad((y, h_n), net.weight_hh_l0, (gy.squeeze(1), gh))
+    m = m.unsqueeze(1) if units else m
+    expected = forward_gradients(net, x, h0, gy, gh, "unit", modulator=m)
+    assert relative(found[0], expected["weight_hh"]) < 1e-12
+
+
 def test_modulator_of_another_shape_is_refused():
     net = network(rule=EProp(modulator=torch.ones(6, 3)))
     with pytest.raises(ValueError, match=r"modulator has shape \(6, 3\); expected \(7, 3\)"):

@@ -1,5 +1,6 @@
 """Scaled, Projected and MatchedNoise against vectors put together by hand."""
 
+import numpy as np
 import pytest
 import torch
 from oracles import gradients
@@ -47,6 +48,29 @@ def test_scaled_by_a_function_of_the_step(case):
         torch.autograd.backward((y, h[0]), (args[2], args[3]))
         found = torch.cat([p.grad.flatten() for p in net.parameters()])
         close(found, (1 + step) * own)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        ("2", TypeError, "scaled: factor returned a str at step 0; expected a number"),
+        (None, TypeError, "factor returned a NoneType"),
+        (True, TypeError, "factor returned a bool"),
+        (torch.ones(2), TypeError, "factor returned a Tensor"),
+        (float("nan"), ValueError, "factor returned nan at step 0; expected a finite"),
+    ],
+)
+def test_what_a_factor_returns_is_checked(value, error, words):
+    net = network(rule=Scaled(EProp(), lambda step: value))
+    y = net(operands(net)[0])[0]
+    with pytest.raises(error, match=words):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("value", [2, np.float32(2.0), torch.tensor(2.0)])
+def test_a_factor_may_return_any_real_number(case, value):
+    net, args, _, own, _ = case
+    close(vectors(net, args, Scaled("eprop", lambda step: value))[0], 2 * own)
 
 
 def test_scaled_by_rho(case):

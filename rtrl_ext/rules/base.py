@@ -188,7 +188,10 @@ def parse(text: str) -> Rule:
         if not equals or not key or key in parameters:
             raise ValueError(f"rule {text!r}: got {part!r}; expected key=value, each key once")
         parameters[key] = _literal(value.strip())
-    return get(name, **parameters)
+    try:
+        return get(name, **parameters)
+    except TypeError as error:  # it names types, and the user wrote text
+        raise ValueError(f"rule {text!r}: {error}") from error
 
 
 def _literal(text: str) -> Any:

@@ -19,9 +19,8 @@ class Saved(NamedTuple):
     """What a `Custom` transport is told about the step it comes from.
 
     step: its number, 1 to T. y, y_before: outputs y_t and y_{t-1}, (L, B, n). slope: ψ_t = φ'
-        there,
-    (L, B, n). weight_hh: (L, n, n), mask applied, row = postsynaptic. leak: κ (L, 1, n). L is the
-    number of replicas, 1 without.
+    there, (L, B, n). weight_hh: (L, n, n), mask applied, row = postsynaptic. leak: κ (L, 1, n). L
+    is the number of replicas, 1 without.
     """
 
     step: int
@@ -53,8 +52,9 @@ class Custom(Rule):
     transport: ``transport(carry, delta_next, signal_next, saved_next) -> (add, carry)`` is called
         once between steps t+1 and t, and once more before the first step, where ``add`` goes to the
         gradient of the initial output. ``delta_next`` is δ_{t+1}, ``signal_next`` L_{t+1}, both
-        (L, B, n); ``saved_next`` a `Saved`; ``add`` (L, B, n), or None for nothing; ``carry`` is
-        anything, None at the end of the sequence.
+        (L, B, n); ``saved_next`` a `Saved`; ``add`` a tensor of the same shape and dtype, or None
+        for nothing; ``carry`` is anything, None at the end of the sequence. Other results are
+        refused in the backward pass (TypeError, ValueError).
 
     Past the end of a row with ``lengths``, δ and L are zero. Use a module-level function as
     ``transport`` where the rule is to be pickled.
@@ -74,6 +74,9 @@ class Custom(Rule):
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"custom: name is a {type(self.name).__name__}; expected a str")
+        if not isinstance(self.local, str):
+            kind = type(self.local).__name__
+            raise TypeError(f"custom: local is a {kind}; expected 'none', 'unit' or 'diagonal'")
         if self.local not in ("none", "unit", "diagonal"):
             raise ValueError(
                 f"custom: local is {self.local!r}; expected 'none', 'unit' or 'diagonal'"
@@ -85,6 +88,31 @@ class Custom(Rule):
     @property
     def native(self) -> bool:
         return False
+
+    def _sent(self, returned: Any, like: Tensor) -> tuple[Tensor | None, Any]:
+        """What ``transport`` returned, checked: ``add`` as ``like`` (L, B, n), and ``carry``."""
+        what = f"custom rule {self.name!r}: transport returned"
+        if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+            size = f" of length {len(returned)}" if isinstance(returned, (tuple, list)) else ""
+            raise TypeError(
+                f"{what} a {type(returned).__name__}{size}; expected a pair (add, carry)"
+            )
+        add, carry = returned
+        if add is None:
+            return None, carry
+        if not isinstance(add, Tensor):
+            raise TypeError(
+                f"{what} for add a {type(add).__name__}; expected a tensor "
+                f"{tuple(like.shape)} or None"
+            )
+        if add.dtype != like.dtype:
+            raise TypeError(f"{what} for add a tensor of {add.dtype}; expected {like.dtype}")
+        if add.device != like.device:
+            raise ValueError(f"{what} for add a tensor on {add.device}; expected {like.device}")
+        if add.shape != like.shape:
+            shape = tuple(add.shape)
+            raise ValueError(f"{what} for add shape {shape}; expected {tuple(like.shape)}")
+        return add, carry
 
     def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
         return {"adjoint": self.leaky_adjoint}
@@ -116,8 +144,8 @@ class Custom(Rule):
             deltas.append(delta)
             lams.append(lam)
             saved = Saved(t + 1, history.y[:, t], before[:, t], slope[:, t], history.w, k)
-            sent, carry = self.transport(carry, delta, signal[:, t], saved)
-            add = zero if sent is None else sent + zero
+            sent, carry = self._sent(self.transport(carry, delta, signal[:, t], saved), zero)
+            add = zero if sent is None else sent
             if self.local == "diagonal":
                 add = add + delta * own
             kept = zero if self.local == "none" else (1 - k) * state

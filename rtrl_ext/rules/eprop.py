@@ -19,9 +19,9 @@ class EProp(Rule):
 
     readout_decay: d in [0, 1] of the readout filter ``F_t = d F_{t-1} + e_t`` (unnormalised).
     modulator: third factor, a floating tensor (T, B) or (T, B, n) that multiplies the learning
-        signal ((B, T, ...) in a module with ``batch_first``, (T, ...) for an unbatched input);
-        None means 1. In the rate form a gradient at the final state counts as learning signal of
-        the last step and is multiplied too.
+        signal ((B, T) or (B, T, n) in a module with ``batch_first``, (T, 1) or (T, n) for an
+        unbatched input); None means 1. In the rate form a gradient at the final state counts as
+        learning signal of the last step and is multiplied too.
 
     Raises TypeError for wrong types, ValueError for a decay outside [0, 1] or a modulator of wrong
     rank.
@@ -43,7 +43,7 @@ class EProp(Rule):
         if not isinstance(m, Tensor) or not m.is_floating_point():
             kind = str(m.dtype) if isinstance(m, Tensor) else type(m).__name__
             raise TypeError(f"eprop: modulator is a {kind}; expected a floating tensor")
-        if m.dim() not in (1, 2, 3):
+        if m.dim() not in (2, 3):
             shape = tuple(m.shape)
             raise ValueError(f"eprop: modulator has shape {shape}; expected (T, B) or (T, B, n)")
 
@@ -51,7 +51,11 @@ class EProp(Rule):
         m = self.modulator
         if m is None or not (batch_first or unbatched):
             return self
-        return replace(self, modulator=m.unsqueeze(1) if unbatched else m.transpose(0, 1))
+        if not unbatched:
+            return replace(self, modulator=m.transpose(0, 1))
+        if m.dim() == 3 or m.shape[1] == 1:  # one value a step: (T, 1) is (T, B) already
+            return self
+        return replace(self, modulator=m.unsqueeze(1))
 
     def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
         spec: dict[str, Any] = {"policy": LOCAL}

@@ -8,13 +8,14 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._random import normal
-from .base import Rule, register
+from .base import Rule, get, register
 from .bptt import BPTT
 
 Grads = dict[str, Tensor]
@@ -80,9 +81,30 @@ class Wrapper(Rule):
         )
 
 
-def _check_rule(name: str, rule: Any) -> None:
-    if not isinstance(rule, Rule):
-        raise TypeError(f"{name} is a {type(rule).__name__}; expected an object of rtrl_ext.rules")
+def _resolve(wrapper: Rule, name: str) -> None:
+    """Put the rule object in place of a field's name; TypeError or ValueError name the field."""
+    came = getattr(wrapper, name)
+    where = f"{wrapper.name}: {name}"
+    if not isinstance(came, (str, Rule)):
+        kind = type(came).__name__
+        raise TypeError(f"{where} is a {kind}; expected a name or an object of rtrl_ext.rules")
+    try:
+        object.__setattr__(wrapper, name, get(came))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _factor_at(factor: Callable[[int], Any], step: int) -> float:
+    """What a factor that is a function of the step returns there, checked."""
+    value = factor(step)
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        shown = f"{type(value).__name__} at step {step}"
+        raise TypeError(f"scaled: factor returned a {shown}; expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"scaled: factor returned {value} at step {step}; expected a finite one")
+    return float(value)
 
 
 @register
@@ -90,12 +112,13 @@ def _check_rule(name: str, rule: Any) -> None:
 class Scaled(Wrapper):
     """A rule's gradient times a factor.
 
-    rule: the rule inside.
+    rule: the rule inside, a name or an object.
     factor: a number; a callable of the step (the number of the layer's earlier backward passes)
-        that returns a number; or "rho", the running ρ = <ĝ, g>/‖g‖² of ``reference`` over the
+        that returns a finite one; or "rho", the running ρ = <ĝ, g>/‖g‖² of ``reference`` over the
         layer's parameters, smoothed by 0.9 and starting at its first value.
-    reference: the rule whose ρ is meant, with ``factor="rho"``; None means ``rule``. The arm
-        "BPTT at ρ times the rate" of a rule r is ``Scaled(BPTT(), "rho", reference=r)``.
+    reference: the rule whose ρ is meant, a name or an object, with ``factor="rho"``; None means
+        ``rule``. The arm "BPTT at ρ times the rate" of a rule r is
+        ``Scaled(BPTT(), "rho", reference=r)``.
 
     Raises TypeError or ValueError for anything else.
     """
@@ -104,11 +127,20 @@ class Scaled(Wrapper):
     factor: float | str | Callable[[int], float]
     reference: Rule | None = None
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            rule: str | Rule,
+            factor: float | str | Callable[[int], float],
+            reference: str | Rule | None = None,
+        ) -> None: ...
+
     name: ClassVar[str] = "scaled"
     cost: ClassVar[str] = "of the rule inside; with rho, of the reference and bptt too"
 
     def __post_init__(self) -> None:
-        _check_rule("rule", self.rule)
+        _resolve(self, "rule")
         if isinstance(self.factor, str):
             if self.factor != "rho":
                 raise ValueError(f"scaled: factor is {self.factor!r}; expected 'rho'")
@@ -120,7 +152,7 @@ class Scaled(Wrapper):
         elif not callable(self.factor) and not math.isfinite(self.factor):
             raise ValueError(f"scaled: factor is {self.factor}; expected a finite number")
         if self.reference is not None:
-            _check_rule("reference", self.reference)
+            _resolve(self, "reference")
             if self.factor != "rho":
                 raise ValueError("scaled: reference came without factor='rho'")
             if isinstance(self.reference, Wrapper):
@@ -151,7 +183,7 @@ class Scaled(Wrapper):
             state["rho"] = factor.detach()
         elif callable(factor):
             step = state.get("step", 0)
-            factor = float(factor(step))
+            factor = _factor_at(factor, step)
             state["step"] = step + 1
         return {name: factor * g for name, g in own.items()}
 
@@ -161,7 +193,8 @@ class Scaled(Wrapper):
 class Projected(Wrapper):
     """One part of a rule's gradient: along the true gradient g, or orthogonal to it.
 
-    rule: the rule inside. keep: "parallel" keeps ``ρ g``, "orthogonal" the rest, ``ĝ - ρ g``.
+    rule: the rule inside, a name or an object. keep: "parallel" keeps ``ρ g``, "orthogonal" the
+    rest, ``ĝ - ρ g``.
 
     Raises TypeError or ValueError for anything else.
     """
@@ -169,11 +202,15 @@ class Projected(Wrapper):
     rule: Rule
     keep: str = "parallel"
 
+    if TYPE_CHECKING:
+
+        def __init__(self, rule: str | Rule, keep: str = "parallel") -> None: ...
+
     name: ClassVar[str] = "projected"
     cost: ClassVar[str] = "of the rule inside and of bptt"
 
     def __post_init__(self) -> None:
-        _check_rule("rule", self.rule)
+        _resolve(self, "rule")
         if self.keep not in ("parallel", "orthogonal"):
             raise ValueError(
                 f"projected: keep is {self.keep!r}; expected 'parallel' or 'orthogonal'"
@@ -197,7 +234,7 @@ class MatchedNoise(Wrapper):
 
     The error's direction is uniform over the layer's connected parameters and new at every step.
 
-    rule: the rule whose ρ and error norm are matched. seed: int of at least 0.
+    rule: the rule whose ρ and error norm are matched, a name or an object. seed: int of at least 0.
 
     Raises TypeError or ValueError for anything else.
     """
@@ -205,11 +242,15 @@ class MatchedNoise(Wrapper):
     rule: Rule
     seed: int
 
+    if TYPE_CHECKING:
+
+        def __init__(self, rule: str | Rule, seed: int) -> None: ...
+
     name: ClassVar[str] = "matched-noise"
     cost: ClassVar[str] = "of the rule inside and of bptt"
 
     def __post_init__(self) -> None:
-        _check_rule("rule", self.rule)
+        _resolve(self, "rule")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"matched-noise: seed is a {type(self.seed).__name__}; expected an int")
         if not 0 <= self.seed < 2**62:
