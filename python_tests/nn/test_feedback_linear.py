@@ -106,6 +106,12 @@ def test_transforms():
         ({"feedback": 3}, TypeError, "feedback is a int"),
         ({"feedback": torch.ones(3, 2)}, ValueError, r"feedback has shape \(3, 2\); .* \(2, 3\)"),
         ({"feedback": torch.ones(2, 3).long()}, TypeError, "feedback has dtype torch.int64"),
+        (
+            {"feedback": torch.ones(2, 3).float()},
+            TypeError,
+            "dtype torch.float32; expected torch.f",
+        ),
+        ({"bias": 3}, TypeError, "bias is a int; expected a bool"),
         ({"feedback": "random", "seed": "a"}, TypeError, "seed is a str"),
         ({"in_features": 0}, ValueError, "in_features is 0"),
         ({"out_features": None}, TypeError, "out_features is a NoneType"),
@@ -181,3 +187,79 @@ def test_autocast():
 def test_built_on_meta():
     with torch.device("meta"):
         assert rx.FeedbackLinear(3, 2, feedback="random").feedback.is_meta
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_compiled_training_equals_eager(backend, bias):
+    torch._dynamo.reset()
+    layer = rx.FeedbackLinear(3, 2, bias, feedback="random", seed=1)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    for shape in ((4, 3), (2, 4, 3)):
+        x, g = torch.randn(shape), torch.randn(*shape[:-1], 2)
+        for a, b in zip(run(compiled, x, g), run(layer, x, g), strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_compiled_readout_of_a_recurrent_layer():
+    torch._dynamo.reset()
+    model = nn.Sequential(rx.LeakyRNN(3, 4, leak=0.5, rule="eprop"), Outputs())
+    model.append(rx.FeedbackLinear(4, 2, feedback="random", seed=1))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x, g = torch.randn(5, 2, 3), torch.randn(5, 2, 2)
+    expected = torch.autograd.grad(model(x), list(model.parameters()), g)
+    found = torch.autograd.grad(compiled(x), list(model.parameters()), g)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+    with rx.exact_gradients():
+        expected = torch.autograd.grad(model(x), list(model.parameters()), g)
+        found = torch.autograd.grad(compiled(x), list(model.parameters()), g)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+class Outputs(nn.Module):
+    def forward(self, results):
+        return results[0]
+
+
+def test_compiled_under_autocast():
+    torch._dynamo.reset()
+    layer = rx.FeedbackLinear(3, 2, feedback="random", seed=0, dtype=torch.float32)
+    x = torch.randn(4, 3, dtype=torch.float32, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and x.grad.dtype == layer.weight.grad.dtype == torch.float32
+    assert torch.allclose(x.grad, layer.feedback.sum(0).expand(4, 3), atol=0.02)
+
+
+def test_a_compiled_gradient_has_no_derivative():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        rx.FeedbackLinear(3, 2, feedback="random", seed=1), fullgraph=True, backend="aot_eager"
+    )
+    x = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        (g,) = torch.autograd.grad(compiled(x.tanh()).square().sum(), x, create_graph=True)
+        g.sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_compiled_transforms_are_refused(transform):
+    torch._dynamo.reset()
+    layer = rx.FeedbackLinear(3, 2, feedback="random", seed=1)
+    x = torch.randn(4, 3)
+
+    def call(x):
+        if transform == "grad":
+            return torch.func.grad(lambda x: layer(x).sum())(x)
+        if transform == "vmap":
+            return torch.func.vmap(layer)(x)
+        return torch.func.jvp(layer, (x,), (x,))[1]
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="don't work with random feedback"):
+        compiled(x)
+    with rx.exact_gradients():
+        assert torch.allclose(compiled(x), call(x))

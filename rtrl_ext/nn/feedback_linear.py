@@ -7,12 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import _state
-from .._checks import has_values
+from .._autograd import in_transform
+from .._checks import check_flag, check_size, has_values
 from .._refuse import Refuse
 
 _SECOND = (
     "the gradient through random feedback is not the gradient of a function and has no derivative "
     "of its own; use rtrl_ext.exact_gradients() around the forward call"
+)
+_COMPILED_TRANSFORM = (
+    "inside torch.compile, torch.func transforms and forward mode don't work with random feedback: "
+    "run the call inside `with rtrl_ext.exact_gradients():`, or outside torch.compile"
 )
 
 
@@ -33,13 +38,9 @@ class _FeedbackProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, _, feedback = ctx.saved_tensors
-        gx = None
-        if ctx.needs_input_grad[0]:
-            (gx,) = Refuse.apply(_SECOND, (g @ feedback.to(g.dtype)).to(x.dtype))
-        gw = None
-        if ctx.needs_input_grad[1]:
-            gw = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(g.dtype)
-            gw = gw.to(feedback.dtype)
+        gx, gw = _gradients(g, x, feedback, ctx.needs_input_grad)
+        if gx is not None:
+            (gx,) = Refuse.apply(_SECOND, gx)
         return gx, gw, None
 
     @staticmethod
@@ -51,6 +52,35 @@ class _FeedbackProduct(torch.autograd.Function):
         if dw is not None:
             out = out + nn.functional.linear(x, dw)
         return out
+
+
+class _CompiledProduct(torch.autograd.Function):
+    """The same for torch.compile, which takes no Function with a ``jvp``.
+
+    AOTAutograd refuses second derivatives of its graphs itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, feedback)
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, feedback = ctx.saved_tensors
+        return *_gradients(g, x, feedback, ctx.needs_input_grad), None
+
+
+def _gradients(
+    g: Tensor, x: Tensor, feedback: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x, through ``feedback``, and of the weight, where ``needs`` says so."""
+    gx = (g @ feedback.to(g.dtype)).to(x.dtype) if needs[0] else None
+    gw = None
+    if needs[1]:
+        gw = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(g.dtype)
+        gw = gw.to(feedback.dtype)
+    return gx, gw
 
 
 def _autocast(x: Tensor) -> bool:
@@ -70,7 +100,8 @@ class FeedbackLinear(nn.Module):
 
     in_features, out_features, bias: as in ``torch.nn.Linear``.
     feedback: "symmetric" (an ordinary linear layer), "random" (uniform in ±1/sqrt(in_features), as
-        the weight's initialisation) or a floating tensor (out_features, in_features), copied.
+        the weight's initialisation) or a tensor (out_features, in_features) of the layer's dtype,
+        copied.
     seed: int for "random"; None draws one from torch's generator.
 
     Raises TypeError for wrong types, ValueError for wrong values or shapes.
@@ -90,11 +121,9 @@ class FeedbackLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name} is a {type(size).__name__}; expected an int")
-            if size < 1:
-                raise ValueError(f"{name} is {size}; expected at least 1")
+        check_size("in_features", in_features)
+        check_size("out_features", out_features)
+        check_flag("bias", bias)
         shape = (out_features, in_features)
         if isinstance(feedback, str):
             if feedback not in ("symmetric", "random"):
@@ -121,6 +150,11 @@ class FeedbackLinear(nn.Module):
         self.reset_parameters()
         matrix: Tensor | None = None
         if isinstance(feedback, Tensor):
+            if feedback.dtype != self.weight.dtype:
+                came, expected = feedback.dtype, self.weight.dtype
+                raise TypeError(
+                    f"feedback has dtype {came}; expected {expected}, as the layer (dtype=)"
+                )
             matrix = feedback.detach().to(self.weight).clone()
         elif feedback == "random":
             generator = torch.Generator()
@@ -149,7 +183,12 @@ class FeedbackLinear(nn.Module):
         self._check(x)
         if self.feedback is None or _state.exact_enabled():
             return nn.functional.linear(x, self.weight, self.bias)
-        out = _FeedbackProduct.apply(x, self.weight, self.feedback)
+        product: type[torch.autograd.Function] = _FeedbackProduct
+        if torch.compiler.is_compiling():
+            if in_transform():
+                raise RuntimeError(_COMPILED_TRANSFORM)
+            product = _CompiledProduct
+        out = product.apply(x, self.weight, self.feedback)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _check(self, x: Tensor) -> None:
