@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import _fused as _fused  # registers torch.ops.rtrl_ext
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

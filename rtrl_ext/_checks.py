@@ -12,8 +12,18 @@ NONLINEARITIES = ("tanh", "relu", "identity", "softplus")
 
 
 def has_values(value: Tensor) -> bool:
-    """Whether a tensor's data can be looked at: not if it is meta or fake."""
-    return not (value.is_meta or is_fake(value))
+    """Whether a tensor's data can be looked at: not if it is meta, fake or under ``vmap``."""
+    return not (value.is_meta or is_fake(value) or is_batched(value))
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether a ``vmap`` that is now active runs over ``x`` itself (private names)."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def check_tensor(name: str, value: Any) -> Tensor:

@@ -158,7 +158,8 @@ def _check_tensors(pre: Tensor, y0: Tensor, s0: Tensor, w: Tensor, leak: Tensor)
             expected = start + ", ".join(str(size) for size in end) + ")"
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
     if dims == 4:
-        lead = max(x.shape[0] for x in (pre, y0, s0, w, leak))
+        sizes = [x.shape[0] for x in (pre, y0, s0, w, leak)]
+        lead = 0 if 0 in sizes else max(sizes)
         for name, x in (("pre", pre), ("y0", y0), ("s0", s0), ("w", w), ("leak", leak)):
             if x.shape[0] not in (1, lead):
                 raise ValueError(f"{name} has leading size {x.shape[0]}; expected 1 or {lead}")

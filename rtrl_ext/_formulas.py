@@ -77,12 +77,12 @@ class Saved(NamedTuple):
 
 def rows(x: Tensor) -> Tensor:
     """(L, T, B, n) as (L, T * B, n); no copy for slices in time."""
-    return x.reshape(x.shape[0], -1, x.shape[3])
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])  # -1 is unclear for L = 0
 
 
 def shifted(first: Tensor, x: Tensor) -> Tensor:
     """``first, x_1, ..., x_{T-1}`` (L, T, B, n) of first (L|1, B, n) and x (L|1, T, B, n)."""
-    lead = max(first.shape[0], x.shape[0])
+    lead = x.shape[0] if first.shape[0] == 1 else first.shape[0]
     first = first.expand(lead, *first.shape[1:]).unsqueeze(1)
     return torch.cat([first, x[:, :-1].expand(lead, *(-1,) * 3)], 1)
 
@@ -106,7 +106,8 @@ def weight_gradient(
     if delta.shape[0] == 1 and x.shape[0] == 1 and first.shape[0] == 1:
         out = torch.mm(delta[0, 0].t(), first[0])
         if steps > 1:
-            late, early = delta[0, 1:].reshape(-1, n).t(), x[0, :-1].reshape(-1, n)
+            count = (steps - 1) * delta.shape[2]
+            late, early = delta[0, 1:].reshape(count, n).t(), x[0, :-1].reshape(count, n)
             out = out.addmm_(late, early) if in_place else torch.addmm(out, late, early)
         return out.unsqueeze(0)
     out = torch.matmul(delta[:, 0].transpose(1, 2), first)

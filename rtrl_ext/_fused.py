@@ -168,6 +168,13 @@ def _differentiable(
     return _wanted(need, out, None)
 
 
+def _second_bias(db: Tensor | None, need: tuple[bool, ...]) -> Tensor | None:
+    """The gradient of ``b_hh``: equal to that of ``b_ih``, in memory of its own."""
+    if not need[3]:
+        return None
+    return db.clone() if need[2] and db is not None else db
+
+
 def _bits(need: tuple[bool, ...]) -> int:
     """Which gradients to make, of those that autograd asks for."""
     return (
@@ -189,7 +196,7 @@ def _wanted(
         dx if need[0] else None,
         dw_ih if need[1] else None,
         db if need[2] else None,
-        db if need[3] else None,
+        _second_bias(db, need),
         delta if need[4] else None,
         gy0 if need[5] else None,
         gs0 if need[6] else None,
@@ -243,7 +250,7 @@ def _composed(
         dx,
         dw_ih,
         db if need[2] else None,
-        db if need[3] else None,
+        _second_bias(db, need),
         pre if need[4] else None,
         *(None if g is None else g[0] for g in (gy0, gs0, gw, g_leak)),
     )

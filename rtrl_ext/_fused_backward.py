@@ -13,7 +13,7 @@ from torch.autograd import Function
 from . import _formulas, _functorch
 from ._autograd import in_transform
 from ._formulas import EXACT, rows
-from ._fused_tangents import BackwardJvp, ForwardJvp, each
+from ._fused_tangents import BackwardJvp, ForwardJvp
 from ._kernels import (
     NEED_BIAS,
     NEED_DELTA,
@@ -21,6 +21,7 @@ from ._kernels import (
     NEED_INPUT_WEIGHT,
     NEED_WEIGHT,
     NEED_X,
+    one_by_one,
 )
 from .reference.activations import BENT
 from .reference.leaky_rnn import RATE
@@ -167,7 +168,7 @@ class Backward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         if any(d is not None for d in in_dims[2:]):
-            return each(Backward.apply, info.batch_size, in_dims, args)
+            return one_by_one(Backward.apply, info.batch_size, in_dims, args)
         gy, gs_n, x, w_ih, y, aux, y0, w, leak, lengths, *flags, needs, _ = args
         gy, gs_n = (
             g if g is None else g.unsqueeze(0) if d is None else g.movedim(d, 0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _functorch
+from ._kernels import one_by_one
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -79,21 +80,11 @@ class BackwardJvp(_functorch._Tangent):
         BackwardJvp._refuse()
 
 
-def each(call: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
-    """One call per entry of the vmapped dimension, where it can't be folded into one."""
-    results = []
-    for i in range(size):
-        pairs = zip(args, in_dims, strict=True)
-        results.append(call(*(a.select(d, i) if isinstance(d, int) else a for a, d in pairs)))
-    out = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-    return out, (0,) * len(out)
-
-
 def _fold(function: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
     """A tangent operation under ``vmap``: the vmapped directions join the k there are."""
     count, at = function.tangents, function.size_at
     if any(d is not None for d in in_dims[count:]):
-        return each(function.apply, size, in_dims, args)
+        return one_by_one(function.apply, size, in_dims, args)
     k = args[at]
     folded = list(args)
     for i in range(count):

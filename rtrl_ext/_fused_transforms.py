@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _kernels
+from ._checks import is_batched
 from ._fused_backward import Backward, Tensors, composed, lead, tail
-from ._fused_tangents import ForwardJvp, each
+from ._fused_tangents import ForwardJvp
 from ._kernels import (
     NEED_BIAS,
     NEED_DELTA,
@@ -21,17 +22,8 @@ from ._kernels import (
     NEED_INPUT_WEIGHT,
     NEED_WEIGHT,
     NEED_X,
+    one_by_one,
 )
-
-
-def _batched(x: Tensor) -> bool:
-    """Whether a ``vmap`` that is now active runs over ``x`` itself (private names)."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return False
 
 
 def _constant(x: Tensor) -> bool:
@@ -50,7 +42,7 @@ def available(leak: Tensor, *primal: Tensor | None) -> bool:
         and leak.dtype in (torch.float32, torch.float64)
         and _constant(leak)
         and all(
-            x is None or (x.dtype == leak.dtype and x.device == leak.device and not _batched(x))
+            x is None or (x.dtype == leak.dtype and x.device == leak.device and not is_batched(x))
             for x in primal
         )
     )
@@ -132,7 +124,7 @@ class Forward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return each(Forward.apply, info.batch_size, in_dims, args)
+        return one_by_one(Forward.apply, info.batch_size, in_dims, args)
 
 
 def layer(

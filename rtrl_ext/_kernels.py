@@ -113,11 +113,29 @@ def _folded(x: Tensor, dim: int | None, size: int, inner: int) -> Tensor:
     if dim is None:
         if inner == 1 or x.shape[0] == 1:
             return x
-        return x.unsqueeze(0).expand(size, *x.shape).reshape(-1, *x.shape[1:])
+        return x.unsqueeze(0).expand(size, *x.shape).reshape(size * inner, *x.shape[1:])
     x = x.movedim(dim, 0)
     if inner == 1:
         return x.squeeze(1)
-    return x.expand(size, inner, *x.shape[2:]).reshape(-1, *x.shape[2:])
+    return x.expand(size, inner, *x.shape[2:]).reshape(size * inner, *x.shape[2:])
+
+
+def one_by_one(
+    call: Callable[..., Any], size: int, in_dims: Sequence[Any], args: Sequence[Any]
+) -> tuple[Any, Any]:
+    """``call(*args)`` under ``vmap``, once per entry of the vmapped dimension."""
+
+    def run(entry: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, ...]:
+        pairs = zip(args, in_dims, strict=True)
+        return call(*(entry(a, d) if isinstance(d, int) else a for a, d in pairs))
+
+    if size == 0:  # for the shapes
+        parts = run(lambda a, d: a.new_zeros(a.shape[:d] + a.shape[d + 1 :]))
+        out = tuple(part.new_empty(0, *part.shape) for part in parts)
+    else:
+        each = [run(lambda a, d, i=i: a.select(d, i)) for i in range(size)]  # type: ignore[misc]
+        out = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+    return out, (0,) * len(out)
 
 
 def vmap_by_folding(
@@ -133,12 +151,7 @@ def vmap_by_folding(
     entry.
     """
     if in_dims[lengths_at] is not None:
-        each = []
-        for i in range(size):
-            one = zip(args, in_dims, strict=True)
-            each.append(call(*(a.select(d, i) if isinstance(d, int) else a for a, d in one)))
-        stacked = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
-        return stacked, (0,) * len(stacked)
+        return one_by_one(call, size, in_dims, args)
     where = [i for i, a in enumerate(args) if isinstance(a, Tensor) and i != lengths_at]
     # the saved value of a unit leak is an empty tensor without a leading dimension
     where = [i for i in where if args[i].dim() - (in_dims[i] is not None) > 1]
@@ -146,7 +159,7 @@ def vmap_by_folding(
     for i in where:
         x, dim = args[i], in_dims[i]
         sizes.append(x.shape[0] if dim is None else x.shape[1 if dim == 0 else 0])
-    inner = max(sizes)
+    inner = 0 if 0 in sizes else max(sizes)
     folded = list(args)
     for i in where:
         folded[i] = _folded(args[i], in_dims[i], size, inner)

@@ -19,6 +19,13 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
     return weight if mask is None else torch.where(mask, weight, 0.0)
 
 
+def _sum(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """Both biases; by way of a product, so that their gradients don't share memory."""
+    if bias_ih is None or bias_hh is None:
+        return bias_hh if bias_ih is None else bias_ih
+    return bias_ih + bias_hh * 1
+
+
 def preactivation(
     x: Tensor,
     weight_ih: Tensor,
@@ -27,10 +34,7 @@ def preactivation(
     drive: Tensor | None,
 ) -> Tensor:
     """Everything in the pre-activation but the recurrent product, ((R,) T, B, n)."""
-    if bias_ih is None or bias_hh is None:
-        bias = bias_hh if bias_ih is None else bias_ih
-    else:
-        bias = bias_ih + bias_hh
+    bias = _sum(bias_ih, bias_hh)
     if weight_ih.dim() == 2 and (bias is None or bias.dim() == 1):
         pre = torch.nn.functional.linear(x, weight_ih, bias)
     else:
@@ -107,7 +111,7 @@ def leaky_layer(
             spec = rule.leaky(w.detach(), leak.detach())
             biases = (bias_ih, bias_hh)
             return _fused.layer(x, weight_ih, *biases, drive, y0, h0, w, leak, lengths, flags, spec)
-        bias = bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh
+        bias = _sum(bias_ih, bias_hh)
         return _fused_transforms.layer(x, weight_ih, bias, y0, h0, w, leak, lengths, flags)
     pre = preactivation(x, weight_ih, bias_ih, bias_hh, drive)
     if h0 is None:

@@ -70,15 +70,13 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
   const Tensor x = dense(x_), y = dense(y_), aux = dense(aux_), leak = dense(leak_);
   const OptionalTensor gy = dense(gy_), gs_n = dense(gs_n_), y0 = dense(y0_), lengths = dense(lengths_);
   const OptionalTensor transport = policy == 1 ? OptionalTensor() : dense(transport_);
-  const Tensor none = make(x, {0});
-  const bool keep_delta = needs & kNeedDelta;
-  Tensor dx = needs & kNeedX ? make(x, {T_, B, m}) : none;
-  Tensor du = needs & kNeedInputWeight ? make(x, {n, m}) : none;
-  Tensor dw = needs & kNeedWeight ? make(x, {n, n}) : none;
-  Tensor db = needs & kNeedBias ? make(x, {n}) : none;
-  Tensor delta = keep_delta ? make(x, {T_, B, n}) : none;
-  Tensor gy0 = needs & kNeedInitial ? make(x, {B, n}) : none, gs0 = needs & kNeedInitial ? make(x, {B, n}) : none;
-  Tensor lam = want_lam ? make(x, {T_, B, n}) : none;
+  Tensor dx = make_if(needs & kNeedX, x, {T_, B, m});
+  Tensor du = make_if(needs & kNeedInputWeight, x, {n, m});
+  Tensor dw = make_if(needs & kNeedWeight, x, {n, n});
+  Tensor db = make_if(needs & kNeedBias, x, {n});
+  Tensor delta = make_if(needs & kNeedDelta, x, {T_, B, n});
+  Tensor gy0 = make_if(needs & kNeedInitial, x, {B, n}), gs0 = make_if(needs & kNeedInitial, x, {B, n});
+  Tensor lam = make_if(want_lam, x, {T_, B, n});
   if (B * n == 0 || T_ == 0) {
     for (Tensor* empty : {&dx, &du, &dw, &db}) torch::stable::zero_(*empty);
     return {dx, du, dw, db, delta, gy0, gs0, lam};

@@ -22,6 +22,11 @@ inline Tensor zeros_like_size(const Tensor& like, std::initializer_list<int64_t>
   return x;
 }
 
+// An output that may not be asked for: then empty, and still a tensor of its own, since an operation's results never alias.
+inline Tensor make_if(bool wanted, const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return wanted ? make(like, sizes) : make(like, {0});
+}
+
 inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
   check_layer(x_, w_, leak_, lengths_);
   const ScalarType dtype = x_.scalar_type();
   const int64_t T_ = x_.size(0), B = x_.size(1), m = x_.size(2), n = w_.size(0);
-  expect(k >= 1, "k must be at least 1");
+  expect(k >= 0, "k must not be negative");
   check_like(dx_, "dx", dtype, {k, T_, B, m});
   check_like(dw_ih_, "dw_ih", dtype, {k, n, m});
   check_like(dbias_, "dbias", dtype, {k, n});
@@ -174,7 +174,7 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
   check_layer(x_, w_, leak_, lengths_);
   const ScalarType dtype = x_.scalar_type();
   const int64_t T_ = x_.size(0), B = x_.size(1), m = x_.size(2), n = w_.size(0);
-  expect(k >= 1, "k must be at least 1");
+  expect(k >= 0, "k must not be negative");
   check_like(dgy_, "dgy", dtype, {k, T_, B, n});
   check_like(dgs_n_, "dgs_n", dtype, {k, B, n});
   check_like(dx_, "dx", dtype, {k, T_, B, m});
@@ -198,16 +198,15 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
                delta = dense(delta_), dy = dense(dy_), daux = dense(daux_);
   const OptionalTensor y0 = dense(y0_), lengths = dense(lengths_), dgs_n = dense(dgs_n_), dy0 = dense(dy0_), dw = dense(dw_),
                        dleak = dense(dleak_), dw_ih = dense(dw_ih_), dx = dense(dx_), dgy = dense(dgy_);
-  const Tensor none = make(x, {0});
   const bool keep = needs & kNeedDelta;
-  Tensor ddx = needs & kNeedX ? make(x, {k, T_, B, m}) : none;
-  Tensor ddu = needs & kNeedInputWeight ? zeros_like_size(x, {k, n, m}) : none;
-  Tensor ddw = needs & kNeedWeight ? zeros_like_size(x, {k, n, n}) : none;
-  Tensor ddb = needs & kNeedBias ? zeros_like_size(x, {k, n}) : none;
-  Tensor ddelta = keep ? make(x, {k, T_, B, n}) : none;
-  Tensor dgy0 = needs & kNeedInitial ? make(x, {k, B, n}) : none, dgs0 = needs & kNeedInitial ? make(x, {k, B, n}) : none;
-  Tensor dlam = want_dlam ? make(x, {k, T_, B, n}) : none;
-  if (B * n == 0 || T_ == 0) {
+  Tensor ddx = make_if(needs & kNeedX, x, {k, T_, B, m});
+  Tensor ddu = needs & kNeedInputWeight ? zeros_like_size(x, {k, n, m}) : make(x, {0});
+  Tensor ddw = needs & kNeedWeight ? zeros_like_size(x, {k, n, n}) : make(x, {0});
+  Tensor ddb = needs & kNeedBias ? zeros_like_size(x, {k, n}) : make(x, {0});
+  Tensor ddelta = make_if(keep, x, {k, T_, B, n});
+  Tensor dgy0 = make_if(needs & kNeedInitial, x, {k, B, n}), dgs0 = make_if(needs & kNeedInitial, x, {k, B, n});
+  Tensor dlam = make_if(want_dlam, x, {k, T_, B, n});
+  if (k * B * n == 0 || T_ == 0) {
     if (needs & kNeedX) torch::stable::zero_(ddx);
     return {ddx, ddu, ddw, ddb, ddelta, dgy0, dgs0, dlam};
   }

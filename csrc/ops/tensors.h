@@ -48,8 +48,7 @@ class Arguments {
     const int64_t lead = x.size(0);
     STD_TORCH_CHECK(lead == 1 || L_ == 1 || lead == L_,
                     std::string(name) + " has leading size " + std::to_string(lead) + ", expected 1 or " + std::to_string(L_));
-    if (lead > L_) L_ = lead;
-    if (lead == 0) L_ = 0;
+    if (lead != 1) L_ = lead;  // 0 as well: nothing to do
   }
   void add(const OptionalTensor& x, const char* name, std::initializer_list<int64_t> tail) {
     if (x) add(*x, name, tail);
