@@ -26,6 +26,19 @@ def is_batched(x: Tensor) -> bool:
     return False
 
 
+def scalar_loss(value: Any) -> Tensor:
+    """What a ``loss_fn`` returned as a tensor without dimensions; TypeError and ValueError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss_fn: returned {type(value).__name__}, expected a scalar tensor")
+    if value.numel() != 1:
+        raise ValueError(
+            f"loss_fn: returned shape {tuple(value.shape)}, expected a scalar (mean over terms)"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"loss_fn: returned {value.dtype}, expected a floating scalar")
+    return value.reshape(())
+
+
 def check_tensor(name: str, value: Any) -> Tensor:
     """``value`` if it is a dense tensor, else TypeError."""
     if not isinstance(value, Tensor):

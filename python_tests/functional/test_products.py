@@ -144,6 +144,20 @@ def test_refusals():
                 call(params, directions)
     with pytest.raises(TypeError, match="loss_fn returned a Tensor"):
         ggn_vp(lambda q: q["a"].sum(), p, v)
+    for k in (1, 2):
+        v = {"a": torch.ones(k, 3)}
+        for result, error, words in [
+            (lambda a: a * a, ValueError, r"loss_fn: returned shape \(3,\)"),
+            (lambda a: 3.0, TypeError, "loss_fn: returned float"),
+            (lambda a: (a > 0).sum(), TypeError, "loss_fn: returned torch.int64"),
+        ]:
+            with pytest.raises(error, match=words):
+                hvp(lambda q, f=result: f(q["a"]), p, v)
+            with pytest.raises(error, match=words):
+                ggn_vp(lambda q, f=result: (q["a"], f), p, v)
+        for product in (hvp, ggn_vp):
+            with pytest.raises(TypeError, match="loss_fn is a int"):
+                product(3, p, v)
 
 
 def test_mean_squared_error():

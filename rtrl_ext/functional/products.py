@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from .._autograd import in_transform
-from .._checks import check_like, check_tensor
+from .._checks import check_like, check_tensor, scalar_loss
 from .._inspection import Inspection
 from .._reverse import gradients, requiring_grad
 from .._state import exact_gradients
@@ -16,7 +16,9 @@ from .._state import exact_gradients
 Parameters = dict[str, Tensor]
 
 
-def _check(params: Any, V: Any) -> tuple[Parameters, Parameters]:
+def _check(loss_fn: Any, params: Any, V: Any) -> tuple[Parameters, Parameters]:
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; expected a function of params")
     for name, value in (("params", params), ("V", V)):
         if not isinstance(value, Mapping):
             raise TypeError(f"{name} is a {type(value).__name__}; expected a dict of tensors")
@@ -98,22 +100,26 @@ def hvp(
     params: dict of tensors. V: dict of the same names, (k, *shape) each.
 
     Returns a dict of the same names, (k, *shape) each. Raises TypeError and ValueError for dicts
-    that don't fit.
+    that don't fit and for a ``loss_fn`` whose result is no floating scalar.
 
     Example:
         loss = lambda p: F.mse_loss(torch.func.functional_call(model, p, (x,))[0], target)
         HV = hvp(loss, dict(model.named_parameters()), V)
     """
-    at, directions = _check(params, V)
+    at, directions = _check(loss_fn, params, V)
+
+    def loss(p: Parameters) -> Tensor:
+        return scalar_loss(loss_fn(p))
+
     with torch.no_grad(), exact_gradients():
-        if not in_transform() and (result := _one_by_one(loss_fn, at, directions)) is not None:
+        if not in_transform() and (result := _one_by_one(loss, at, directions)) is not None:
             return result
 
         def product(v: Parameters) -> Parameters:
-            return jvp(grad(loss_fn), (at,), (v,))[1]
+            return jvp(grad(loss), (at,), (v,))[1]
 
         def by_reverse_mode() -> Parameters:
-            pull = vjp(grad(loss_fn), at)[1]
+            pull = vjp(grad(loss), at)[1]
             return vmap(lambda v: pull(v)[0], randomness="same")(directions)
 
         return _first_possible(
@@ -142,7 +148,7 @@ def ggn_vp(
             return output, lambda y: F.cross_entropy(y[-1], target)
         GV = ggn_vp(loss_fn, dict(model.named_parameters()), V)
     """
-    at, directions = _check(params, V)
+    at, directions = _check(loss_fn, params, V)
     criterion: Any = None
 
     def output_of(p: Parameters) -> Any:
@@ -153,7 +159,11 @@ def ggn_vp(
                 f"loss_fn returned a {type(result).__name__}; "
                 "expected (output, function from the output to the loss)"
             )
-        output, criterion = result
+        output, inner = result
+
+        def criterion(y: Any) -> Tensor:
+            return scalar_loss(inner(y))
+
         return output
 
     with torch.no_grad(), exact_gradients():
