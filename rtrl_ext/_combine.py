@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from . import _state
+from ._autograd import in_transform
+from ._dispatch import COMPILED_TRANSFORM
 from ._refuse import Refuse
 from .rules.wrappers import Wrapper
 
@@ -15,6 +17,11 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "leak")
 _SECOND = (
     "a rule that changes gradients has no second derivative that is a Hessian: run the forward "
     "pass inside `with rtrl_ext.exact_gradients():`"
+)
+_STATEFUL = (
+    "a wrapper rule that remembers something from one backward pass to the next (MatchedNoise, and "
+    "Scaled with 'rho' or a function of the step) can't be part of a compiled graph: leave out "
+    "fullgraph=True, then the layer runs outside it"
 )
 
 
@@ -29,6 +36,23 @@ class Plan:
     state: dict[str, Any]
     names: tuple[str, ...]
     count: int
+
+
+def _combined(
+    plan: Plan, grads: tuple[Tensor | None, ...], needs: tuple[bool, ...], mask: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The parameters' gradients from those of their copies, where ``needs`` says so."""
+    size = len(plan.names)
+    parts = [grads[i * size : (i + 1) * size] for i in range(plan.count)]
+    needed = zip(plan.names, parts[0], needs, strict=True)
+    names = [n for n, g, need in needed if need and g is not None]
+    if not names:
+        return (None,) * size
+    each: list[Any] = [
+        {n: g for n, g in zip(plan.names, part, strict=True) if n in names} for part in parts
+    ]
+    made = plan.rule.combine(each[0], each[1:], plan.state, mask)
+    return tuple(made.get(n) for n in plan.names)
 
 
 class Fork(torch.autograd.Function):
@@ -52,20 +76,12 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
-        size = len(plan.names)
-        parts = [grads[i * size : (i + 1) * size] for i in range(plan.count)]
         if _state.backward_override() is not None:
-            return None, None, *parts[0]
-        needed = zip(plan.names, parts[0], ctx.needs_input_grad[2:], strict=True)
-        names = [n for n, g, need in needed if need and g is not None]
-        if not names:
-            return (None,) * (2 + size)
-        each = [
-            {n: g for n, g in zip(plan.names, part, strict=True) if n in names} for part in parts
-        ]
-        made = plan.rule.combine(each[0], each[1:], plan.state, ctx.saved_tensors[0])
-        refused = dict(zip(names, Refuse.apply(_SECOND, *(made[n] for n in names)), strict=True))
-        return None, None, *(refused.get(n) for n in plan.names)
+            return None, None, *grads[: len(plan.names)]
+        made = _combined(plan, grads, ctx.needs_input_grad[2:], ctx.saved_tensors[0])
+        there = [g for g in made if g is not None]
+        refused = iter(Refuse.apply(_SECOND, *there) if there else ())
+        return None, None, *(None if g is None else next(refused) for g in made)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
@@ -74,8 +90,37 @@ class Fork(torch.autograd.Function):
         return tuple(t.view_as(t) for t in full * ctx.plan.count)
 
 
-class Join(torch.autograd.Function):
-    """The first of several equal tensors; its gradient goes to each of them."""
+class _CompiledFork(torch.autograd.Function):
+    """`Fork` for torch.compile, which takes no Function with a ``jvp``, and for stateless wrappers.
+
+    AOTAutograd refuses second derivatives of its graphs itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *parameters: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.plan = plan
+        return tuple(p.view_as(p) for _ in range(plan.count) for p in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *_combined(ctx.plan, grads, ctx.needs_input_grad[1:], None)
+
+
+class _CompiledJoin(torch.autograd.Function):
+    """`_Join` for torch.compile."""
+
+    @staticmethod
+    def forward(ctx: Any, *copies: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.count = len(copies)
+        return copies[0].view_as(copies[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return (grad,) * ctx.count
+
+
+class _Join(torch.autograd.Function):
+    """What `Join` is outside torch.compile."""
 
     generate_vmap_rule = True
 
@@ -96,13 +141,29 @@ class Join(torch.autograd.Function):
         return tangents[0].view_as(tangents[0])
 
 
+class Join:
+    """The first of several equal tensors; its gradient goes to each of them."""
+
+    @staticmethod
+    def apply(*copies: Tensor) -> Any:
+        return (_CompiledJoin if torch.compiler.is_compiling() else _Join).apply(*copies)
+
+
 def fork(
     rule: Wrapper, state: dict[str, Any], mask: Tensor | None, parameters: dict[str, Tensor | None]
 ) -> list[dict[str, Any]]:
     """One set of parameters for the rule inside and each of the wrapper's references."""
     given = {name: p for name, p in parameters.items() if p is not None}
     count = 1 + len(rule.references())
-    flat = Fork.apply(Plan(rule, state, tuple(given), count), mask, *given.values())
+    plan = Plan(rule, state, tuple(given), count)
+    if torch.compiler.is_compiling() and in_transform():
+        raise RuntimeError(COMPILED_TRANSFORM)
+    if torch.compiler.is_compiling() and not rule.keeps_state:
+        flat = _CompiledFork.apply(plan, *given.values())
+    else:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=_STATEFUL)
+        flat = Fork.apply(plan, mask, *given.values())
     size = len(given)
     return [
         parameters | dict(zip(given, flat[i * size : (i + 1) * size], strict=True))

@@ -208,3 +208,72 @@ def test_forward_mode_is_exact(case):
     expected = torch.func.jvp(run, (parameters,), (tangents,))[1]
     net.rule = MatchedNoise(EProp(), 1)
     close(torch.func.jvp(run, (parameters,), (tangents,))[1], expected)
+
+
+def trained(net, x, steps=1):
+    """Gradients of x and the parameters in the last of several backward passes."""
+    for _ in range(steps):
+        x = x.clone().requires_grad_()
+        y, h = net(x)
+        found = torch.autograd.grad(y.square().sum() + h.sum(), [x, *net.parameters()])
+    return found
+
+
+STATELESS = [
+    Scaled("eprop", 0.5),
+    Projected("eprop"),
+    Projected("snap1", "orthogonal"),
+    Projected(Scaled(Projected("eprop"), 0.5)),
+]
+STATEFUL = [Scaled("bptt", "rho", "eprop"), Scaled("eprop", float), MatchedNoise("eprop", 3)]
+
+
+@pytest.mark.parametrize("rule", STATELESS, ids=repr)
+def test_stateless_wrappers_compile(rule):
+    torch._dynamo.reset()
+    net = rx.LeakyRNN(3, 4, 2, leak=0.5, learn_leak=True, rule=rule)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(6, 2, 3)
+    for a, b in zip(trained(compiled, x), trained(net, x), strict=True):
+        close(a, b)
+    with rx.exact_gradients():
+        for a, b in zip(trained(compiled, x), trained(net, x), strict=True):
+            close(a, b)
+
+
+def test_a_compiled_wrapper_keeps_frozen_parameters_out():
+    torch._dynamo.reset()
+    net = rx.LeakyRNN(3, 4, leak=0.5, rule=Projected("eprop"))
+    net.weight_ih_l0.requires_grad_(False)
+    x, rest = torch.randn(6, 2, 3), [p for p in net.parameters() if p.requires_grad]
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(net(x)[0].square().sum(), rest)
+    found = torch.autograd.grad(compiled(x)[0].square().sum(), rest)
+    for a, b in zip(found, expected, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("rule", STATEFUL, ids=repr)
+def test_stateful_wrappers_leave_the_compiled_graph(rule):
+    torch._dynamo.reset()
+    net = rx.LeakyRNN(3, 4, leak=0.5, rule=rule)
+    x = torch.randn(6, 2, 3)
+    expected = trained(net, x, steps=3)
+    net.rule = rule
+    compiled = torch.compile(net, backend="aot_eager")
+    for a, b in zip(trained(compiled, x, steps=3), expected, strict=True):
+        close(a, b)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="leave out fullgraph=True"):
+        torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+
+
+def test_compiled_transforms_of_wrappers_are_refused():
+    torch._dynamo.reset()
+    net = rx.LeakyRNN(3, 4, leak=0.5, rule=Projected("eprop"))
+
+    def call(x):
+        return torch.func.grad(lambda x: net(x)[0].sum())(x)
+
+    with pytest.raises(Exception, match="work for BPTT alone"):
+        torch.compile(call, fullgraph=True, backend="aot_eager")(torch.randn(6, 2, 3))

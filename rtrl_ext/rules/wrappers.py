@@ -60,6 +60,11 @@ class Wrapper(Rule):
             changed["reference"] = reference.time_major(batch_first, unbatched)
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether `combine` remembers something from one backward pass to the next."""
+        return False
+
     def references(self) -> tuple[Rule, ...]:
         """The rules whose gradients `combine` needs beside that of the rule inside."""
         return (BPTT(),)
@@ -163,6 +168,10 @@ class Scaled(Wrapper):
         if self.reference is not None:
             self.reference.check(cell, hidden_size)
 
+    @property
+    def keeps_state(self) -> bool:
+        return self.factor == "rho" or callable(self.factor)
+
     def references(self) -> tuple[Rule, ...]:
         if self.factor != "rho":
             return ()
@@ -255,6 +264,10 @@ class MatchedNoise(Wrapper):
             raise TypeError(f"matched-noise: seed is a {type(self.seed).__name__}; expected an int")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"matched-noise: seed is {self.seed}; expected 0 to 2^62 - 1")
+
+    @property
+    def keeps_state(self) -> bool:
+        return True
 
     def combine(
         self, own: Grads, references: list[Grads], state: dict[str, Any], mask: Tensor | None
