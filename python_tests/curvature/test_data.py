@@ -117,6 +117,102 @@ def test_target_along_dimension_0(tools):
     assert close(fisher @ v, g.T @ (g @ v) / 5)
 
 
+class LastStep(nn.Module):
+    """The readout of the last step, (B, o), with the dimensions in any order."""
+
+    def __init__(self, net, permute=(0, 1), also=False):
+        super().__init__()
+        self.net, self.permute, self.also = net, permute, also
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(x.shape[1])
+        y = self.net(x)
+        last = y[-1].permute(self.permute)
+        return (y, last) if self.also else last
+
+
+def own_gradients(model, loss_of, x, target):
+    """(B, P), from one call of the model for each sequence."""
+    rows = []
+    for b in range(x.shape[1]):
+        loss = loss_of(model(x[:, [b]]), target[[b]])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("permute", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("also", [False, True])
+def test_as_many_sequences_as_outputs_and_steps(tools, permute, also):
+    torch.manual_seed(0)
+    model = LastStep(tools.Net(o=4), permute, also)
+    x, target = torch.randn(4, 4, 2).double(), torch.randint(0, 4, (4,))
+
+    def loss_of(output, t):
+        last = output[1] if also else output
+        loss = nn.functional.cross_entropy(last.permute(permute), t)
+        return loss + output[0].square().mean() if also else loss
+
+    g = own_gradients(model, loss_of, x, target)
+    fisher = EmpiricalFisher(model, loss_of, (x, target))
+    v = torch.randn(fisher.shape[0], 2, dtype=torch.float64)
+    model.calls.clear()
+    assert close(fisher @ v, g.T @ (g @ v) / 4)
+    assert model.calls.count(5) == 1
+    assert close(fisher @ v[:, 0], g.T @ (g @ v[:, 0]) / 4)
+    assert model.calls.count(5) == 1  # looked at once
+    state = torch.get_rng_state()
+    EmpiricalFisher(model, loss_of, (x, target)) @ v
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_one_sequence_and_one_output(tools):
+    torch.manual_seed(0)
+    model = LastStep(tools.Net(o=1))
+    x, target = torch.randn(4, 1, 2).double(), torch.randn(1, 1).double()
+    g = own_gradients(model, nn.MSELoss(), x, target)
+    assert close(EmpiricalFisher(model, nn.MSELoss(), (x, target)).dense(), g.T @ g)
+
+
+def only_four(model, args):
+    args[0].view(4, 4, 2)
+
+
+def test_a_model_for_one_number_of_sequences(tools):
+    torch.manual_seed(0)
+    model = LastStep(tools.Net(o=4))
+    model.register_forward_pre_hook(only_four)
+    x, target = torch.randn(4, 4, 2).double(), torch.randint(0, 4, (4,))
+    free = LastStep(model.net)
+    g = own_gradients(free, nn.functional.cross_entropy, x, target)
+    fisher = EmpiricalFisher(model, nn.functional.cross_entropy, (x, target))
+    assert close(fisher.dense(), g.T @ g / 4)
+
+
+def test_outputs_without_sequences_are_refused(tools):
+    class Pairs(LastStep):
+        def forward(self, x):
+            y = super().forward(x)
+            return y @ y.T
+
+    class Summed(LastStep):
+        def forward(self, x):
+            return super().forward(x).sum(0)
+
+    x, target = torch.randn(3, 4, 2).double(), torch.randn(4).double()
+
+    def loss_of(output, t):
+        return output.square().mean()
+
+    for cls, words in (
+        (Pairs, r"shape \(4, 4\) has the batch's 4 sequences along dimensions 0, 1, of which 2 go"),
+        (Summed, r"shape \(3,\) has no dimension with the batch's 4 sequences"),
+    ):
+        fisher = EmpiricalFisher(cls(tools.Net(o=3)), loss_of, (x, target))
+        with pytest.raises(ValueError, match=words):
+            fisher @ torch.zeros(fisher.shape[0], dtype=torch.float64)
+
+
 def test_batch_dim_0(tools):
     torch.manual_seed(0)
     net = tools.Net(batch_first=True)

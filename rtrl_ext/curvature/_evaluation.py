@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from .. import _state
-from ._data import Batches, batch_dim_of
+from ._data import Batches
 
 SEED = 0x5EED
 _TORCH_RNNS = (nn.RNN, nn.GRU, nn.LSTM)
@@ -128,6 +128,7 @@ class Problem:
         self.loss_fn = loss_fn
         self.params = params
         self.batches = batches
+        self._dims: list[int] = []
 
     def point(self) -> dict[str, Tensor]:
         """The chosen parameters' present values, detached."""
@@ -166,18 +167,67 @@ class Problem:
         """The losses (B,) of the single sequences, from one pass over the batch."""
         count, xdim, tdim = self.batches.dims(x, target)
         output = Leaves(self.output(point, x))
-        dims = [
-            xdim
-            if o.dim() == x.dim() and o.shape[xdim] == count
-            else batch_dim_of(o, xdim, count, "model output", "use another number of sequences")
-            for o in output.tensors
-        ]
+        xdim, tdim = xdim % x.dim(), tdim % target.dim()
+        dims = self._output_dims(output.tensors, x, xdim, tdim)
 
         def one(b: int) -> Tensor:
             parts = [o.narrow(d, b, 1) for o, d in zip(output.tensors, dims, strict=True)]
             return self.loss(output.rebuild(tuple(parts)), target.narrow(tdim, b, 1))
 
         return torch.stack([one(b) for b in range(count)])
+
+    def _output_dims(
+        self, outputs: tuple[Tensor, ...], x: Tensor, xdim: int, tdim: int
+    ) -> list[int]:
+        """The dimension of each output that counts the sequences: the one of their number.
+
+        Where several have that size, it is the one that grows with one sequence more, found once.
+        A model that fails with another number is taken to put it where ``x`` has it, in outputs of
+        another rank where the target has it.
+        """
+        count = x.shape[xdim]
+        sizes = [[d for d, n in enumerate(o.shape) if n == count] for o in outputs]
+        for o, possible in zip(outputs, sizes, strict=True):
+            if not possible:
+                raise ValueError(
+                    f"model output: shape {tuple(o.shape)} has no dimension with the batch's "
+                    f"{count} sequences"
+                )
+        if all(len(possible) == 1 for possible in sizes):
+            return [possible[0] for possible in sizes]
+        known = self._dims
+        fits = len(known) == len(sizes)
+        if fits and all(d in possible for d, possible in zip(known, sizes, strict=True)):
+            return known
+        grown = self._shapes_with_one_more(x, xdim)
+        dims = []
+        for i, (o, possible) in enumerate(zip(outputs, sizes, strict=True)):
+            if grown is None:
+                usual = xdim if o.dim() == x.dim() else tdim
+                found = [usual] if usual in possible else possible
+            else:
+                found = [d for d in possible if grown[i][d : d + 1] == (count + 1,)]
+            if len(found) != 1:
+                raise ValueError(
+                    f"model output: shape {tuple(o.shape)} has the batch's {count} sequences along "
+                    f"dimensions {', '.join(map(str, possible))}, of which {len(found)} go with "
+                    "their number; expected one"
+                )
+            dims += found
+        self._dims = dims
+        return dims
+
+    def _shapes_with_one_more(self, x: Tensor, xdim: int) -> list[tuple[int, ...]] | None:
+        """The outputs' shapes for ``x`` and its first sequence again; None if the model fails."""
+        more = torch.cat([x, x.narrow(xdim, 0, 1)], xdim)
+        point = self.point()
+        with torch.no_grad(), kept_random_state(next(iter(point.values())).device):
+            try:
+                return [tuple(o.shape) for o in Leaves(self.output(point, more)).tensors]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                return None
 
 
 def _buffer_copies(model: nn.Module) -> dict[str, Tensor]:
