@@ -12,11 +12,12 @@ from .._checks import check_flag, check_mask, check_size, has_values
 from .._layer import masked
 from ..rules import BPTT, Rule, get
 from ._arguments import prepare
+from ._torch_checks import TorchChecks
 
 _EXACT = BPTT()
 
 
-class RecurrentBase(nn.Module):
+class RecurrentBase(TorchChecks, nn.Module):
     """Base of the recurrent modules; a cell says how one of its layers runs (`_run_layer`).
 
     Parameters carry the names and shapes of ``torch.nn.RNNBase``, for each layer i:
