@@ -104,6 +104,23 @@ def test_log_and_record_hold_what_they_promise(small: dict[str, Any], tmp_path: 
     assert final["trace_stderr"] > 0 and final["weight_change"] > 0
 
 
+@pytest.mark.parametrize(("rule", "kind"), [("bptt", "rule"), ("eprop", "bptt-rho")])
+def test_gradients_of_bptt_are_not_compared_with_themselves(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, kind: str
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a second pass")
+
+    monkeypatch.setattr("rtrl_ext.diagnostics.alignment", refuse)
+    record, log = go(config(small, rule, kind, curvature="none"), tmp_path)
+    names = ("rho", "cosine", "norm_ratio")
+    assert all(row[name] == 1 for row in log[1:] for name in names)
+    assert all(record["final"][n] == record["final"][f"{n}_mean"] == 1 for n in names)
+    assert "alignment" in record["timing"]
+    with pytest.raises(AssertionError, match="a second pass"):
+        go(config(small, "eprop", curvature="none"), tmp_path / "e")
+
+
 def test_final_curvature_is_the_hessians_of_the_saved_network(
     small: dict[str, Any], tmp_path: Path
 ) -> None:
