@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
@@ -28,8 +29,15 @@ SUITES = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on standard error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (try python -m {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
+    p = _Parser(prog="benchmarks.run", description=__doc__)
     p.add_argument("--suite", action="append", choices=[*SUITES, "all"], help="repeatable")
     p.add_argument("--threads", default="1,2", help="thread counts, e.g. 1 or 1,2")
     p.add_argument(
@@ -47,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="fewer sizes, peers and rounds")
     p.add_argument("--json", help="write the results here")
     p.add_argument("--markdown", help="write the tables here")
-    p.add_argument("--compare", metavar="BASELINE.json", help="flag ratios 5 % worse than there")
+    p.add_argument("--compare", metavar="BASELINE.json", help="flag ratios 5 %% worse than there")
     return p
 
 
@@ -89,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.compare is not None:
         try:
             results.load(args.compare)
-        except (OSError, ValueError) as error:
-            p.error(f"--compare: {error}")
+        except OSError as error:
+            p.error(f"--compare: cannot read {args.compare}: {error.strerror}")
+        except ValueError as error:
+            p.error(f"--compare: {' '.join(str(error).split())}")
     available = len(os.sched_getaffinity(0))
     if min(threads) > available:
         p.error(f"--threads: got {args.threads!r}, expected at most the {available} CPUs there are")

@@ -378,7 +378,9 @@ def test_status_and_report_need_a_study(run: Run, tmp_path: Path) -> None:
         failed(run("study", part, tmp_path), 1, "holds no study")
 
 
-def test_bench_passes_its_arguments_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_passes_its_arguments_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Any] = []
 
     def pretend(command: list[str], cwd: Path, check: bool) -> subprocess.CompletedProcess[str]:
@@ -390,15 +392,49 @@ def test_bench_passes_its_arguments_on(run: Run, monkeypatch: pytest.MonkeyPatch
     if not (root / "benchmarks" / "run.py").is_file():
         failed(run("bench"), 1, "the benchmarks are part of the source tree")
         return
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.json").write_text("{}")
     code, _, _ = run("bench", "--compare", "base.json", "--suite", "hvp")
     assert code == 1
     where = os.path.join(os.getcwd(), "base.json")
     assert calls == [(["-m", "benchmarks.run", "--suite", "hvp", "--compare", where], root)]
 
 
+def python_m(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m ...`` in the source tree."""
+    root = Path(rtrl_ext.cli.__file__).parents[1]
+    if not (root / "benchmarks" / "run.py").is_file():
+        pytest.skip("the benchmarks are part of the source tree")
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--compare=/no/file.json", "error: --compare: got /no/file.json, expected a file of res"),
+        ("--foo", "error: unrecognized arguments: --foo"),
+    ],
+)
+def test_wrong_usage_of_bench_is_one_line(option: str, message: str) -> None:
+    done = python_m("rtrl_ext.cli", "bench", option)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize("module", ["benchmarks.run", "rtrl_ext.cli", "rtrl_ext.study.planted"])
+def test_help_of_modules(module: str) -> None:
+    done = python_m(module, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and not done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--compare", "/no/file.json"], "--compare: cannot read /no/file.json: No such file"),
+        (["--compare", os.devnull], "--compare: /dev/null: not a benchmark result file"),
+        (["--foo"], "unrecognized arguments: --foo"),
+        (["--suite", "all_of_them"], "--suite: invalid choice"),
         (["--rounds", "0"], "--rounds: got 0, expected at least 1"),
         (["--sample-seconds", "nan"], "--sample-seconds: got nan, expected a number"),
         (["--budget", "-1"], "--budget: got -1.0, expected a number of seconds above 0"),
@@ -420,7 +456,8 @@ def test_wrong_usage_of_the_benchmarks(
 
     with pytest.raises(SystemExit) as stop:
         main(options)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
 def test_unexpected_errors_are_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
