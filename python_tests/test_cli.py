@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rtrl_ext
 from rtrl_ext import cli
@@ -125,7 +126,17 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["train", "--rule", "bpt"], "unknown rule 'bpt'; known rules: bptt"),
         (["train", "--rule", "tbptt"], "rule 'tbptt' needs k"),
         (["train", "--rule", "bptt", "--lr", "fast"], "--lr: invalid float value: 'fast'"),
-        (["train", "--rule", "bptt", "--leak", "0"], "leak: got 0.0, expected 0 < leak <= 1"),
+        (
+            ["train", "--rule", "bptt", "--leak", "0"],
+            "--leak: got 0.0, expected a number in (0, 1",
+        ),
+        (
+            ["train", "--rule", "bptt", "--leak", "nan"],
+            "--leak: got nan, expected a number in",
+        ),
+        (["train", "--rule", "tbptt:k=x"], "'tbptt:k=x': tbptt: k is a str; expected an int"),
+        (["train", "--rule", "modprop:mu=abc"], "modprop:mu=abc"),
+        (["study", "run", "--rules", "tbptt:k=x", "--out", "x"], "'tbptt:k=x': tbptt: k is a str"),
         (["train", "--rule", "bptt", "--seed", "-1"], "--seed: got -1"),
         (["train", "--rule", "bptt", "--quick", "--paper"], "not allowed with argument --quick"),
         (["train", "--rule", "bptt", "--seed", str(2**70)], "--seed: got"),
@@ -187,6 +198,9 @@ def test_sizes_of_an_arm_are_checked_before_the_first_run(
     options = ["study", "run", "--rules", "bptt", "--arms", arms, "--out", out, data, *SMALL]
     arms.write_text('[[arm]]\nname = "rule"\n[[arm]]\nname = "big"\ntrain_size = 60\n')
     failed(run(*options), 2, "--train-size: got 60, expected 1 to 50")
+    for name in ("../x", "a/b", "a\\\\b", ".."):
+        arms.write_text(f'[[arm]]\nname = "{name}"\n')
+        failed(run(*options), 2, f"--arms: {arms}: arm '{name}': the name holds")
     arms.write_text('[[arm]]\nname = "odd"\nlr = -1.0\n')
     failed(run(*options), 2, f"--arms: {arms}: 'odd': lr: got -1.0, expected a finite number")
     assert not out.exists()
@@ -318,6 +332,13 @@ def test_dask_executor_is_used_and_closed(
 def test_curvature_needs_a_saved_run(run: Run, tmp_path: Path) -> None:
     failed(run("curvature", tmp_path), 1, "holds no saved run")
     (tmp_path / "model.pt").write_bytes(b"not a model")
+    result = run("curvature", tmp_path)
+    failed(result, 1, f"{tmp_path / 'model.pt'}: corrupt file, expected the checkpoint of a run")
+    assert "weights_only" not in result[2] and len(result[2].splitlines()) == 1
+    for other in (torch.ones(2), {"model": {}}):
+        torch.save(other, tmp_path / "model.pt")
+        failed(run("curvature", tmp_path), 1, "model.pt: has no 'config' and 'model'")
+    torch.save(Settings(), tmp_path / "model.pt")  # a class that is not loaded
     failed(run("curvature", tmp_path), 1, "model.pt: corrupt file")
 
 

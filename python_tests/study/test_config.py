@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +81,10 @@ def test_type_average_rules_mean_cell_specific_ones() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"leak": 0.0}, "leak: got 0.0, expected 0 < leak <= 1"),
+        ({"leak": 0.0}, r"leak: got 0.0, expected a number in \(0, 1\]"),
+        ({"leak": math.nan}, r"leak: got nan, expected a number in \(0, 1\]"),
+        ({"leak": -1}, r"leak: got -1, expected a number in \(0, 1\]"),
+        ({"leak": math.inf}, r"leak: got inf, expected a number in \(0, 1\]"),
         ({"leak": 1.5}, "leak: got 1.5"),
         ({"lr": 0.0}, "lr: got 0"),
         ({"lr": -1.0}, "lr: got -1.0"),

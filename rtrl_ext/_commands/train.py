@@ -144,11 +144,12 @@ def curvature(arguments: argparse.Namespace) -> int:
 def _load(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        if not {"config", "model"} <= set(saved):
-            raise ValueError("it has no 'config' and 'model'")
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: corrupt file: {reason}") from error
+    except OSError as error:
+        raise OSError(f"{path}: cannot read it: {error.strerror or error}") from error
+    except Exception as error:  # whose text is advice to load what may not be safe
+        raise ValueError(f"{path}: corrupt file, expected the checkpoint of a run") from error
+    if not isinstance(saved, dict) or not {"config", "model"} <= set(saved):
+        raise ValueError(f"{path}: has no 'config' and 'model', expected the checkpoint of a run")
     return saved
 
 

@@ -22,6 +22,10 @@ class Arm:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if any(part in self.name for part in ("/", "\\", "..", "\0")):
+            raise ValueError(
+                f"arm {self.name!r}: the name holds '/', '\\' or '..', expected a plain word"
+            )
         if self.kind not in KINDS:
             raise ValueError(
                 f"arm {self.name!r}: got kind {self.kind!r}, expected one of {', '.join(KINDS)}"
@@ -70,7 +74,10 @@ def _toml_arms(path: Path) -> list[Arm]:
             settings("quick", **rest)
         except (ValueError, TypeError) as error:
             raise ValueError(f"arms: {path}: {name!r}: {error}") from error
-        arms.append(Arm(name, kind, rest))
+        try:
+            arms.append(Arm(name, kind, rest))
+        except ValueError as error:
+            raise ValueError(f"arms: {path}: {error}") from error
     return _unique(arms)
 
 

