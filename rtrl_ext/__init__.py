@@ -4,8 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _fused as _fused  # registers torch.ops.rtrl_ext
+from . import _isa
 
 __version__ = "0.1.0"
+
+_isa.check()
 
 if TYPE_CHECKING:
     from . import curvature as curvature
