@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rtrl_ext.study import config, worker
+from rtrl_ext.study import config, runner, worker
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.folder import load_study, open_study, status
 from rtrl_ext.study.progress import Display
@@ -406,3 +406,26 @@ def test_log_is_readable_while_the_run_goes_on(tmp_path: Path, make: Make) -> No
     with open(next(tmp_path.glob("runs/*/log.csv")), newline="") as stream:
         rows = list(csv.reader(stream))
     assert {len(row) for row in rows} == {12}
+
+
+class _Killer:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # the signal's handler runs in here, where its exception is dropped
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_is_not_lost() -> None:
+    with runner._Interrupts() as interrupts:
+        interrupts.check()
+        killer = _Killer()
+        del killer
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    held = False
+    with pytest.raises(KeyboardInterrupt), runner._sigint_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        held = True
+    assert held

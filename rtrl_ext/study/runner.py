@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from .arms import StudyConfig
 from .config import RunConfig
@@ -95,12 +96,17 @@ class _Scheduler:
         return found
 
     def loop(self, executor: Executor, limit: int) -> None:
+        with _Interrupts() as interrupts:
+            self._loop(executor, limit, interrupts)
+
+    def _loop(self, executor: Executor, limit: int, interrupts: "_Interrupts") -> None:
         active: dict[Future[str], str] = {}
         try:
             while True:
+                interrupts.check()
                 for run_id in self._ready(set(active.values()))[: limit - len(active)]:
                     run = self._by_id[run_id]
-                    with _sigint_ignored():  # a worker started here inherits it
+                    with _sigint_held():  # a worker started here inherits it
                         future = executor.submit(run_one, str(self._folder), run.to_dict())
                     active[future] = run_id
                     self._display.start(run)
@@ -171,12 +177,43 @@ def _processes(count: int) -> Iterator[Executor]:
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
+def _sigint_held() -> Iterator[None]:
+    """Ctrl-C waits until the body is over; processes that start in it never hear of it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Interrupts:
+    """Raises KeyboardInterrupt once more if the first was lost.
+
+    Python drops an exception that a signal raises inside a finalizer or a callback.
+    """
+
+    def __enter__(self) -> "_Interrupts":
+        self._seen = False
+        self._before = signal.getsignal(signal.SIGINT)
+        self._ours = (
+            threading.current_thread() is threading.main_thread()
+            and self._before is signal.default_int_handler
+        )
+        if self._ours:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        if self._seen:
+            raise KeyboardInterrupt
