@@ -2,12 +2,14 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/config.h"
+
 namespace rx {
 
 enum class Transport : int64_t { Full = 0, Local = 1, Diagonal = 2, Hop = 3, State = 4 };
 
 // Whether a policy multiplies what it carries by a matrix at every step.
-constexpr bool multiplies(Transport p) {
+RX_BOTH constexpr bool multiplies(Transport p) {
   return p == Transport::Full || p == Transport::Hop || p == Transport::State;
 }
 

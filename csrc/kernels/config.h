@@ -6,7 +6,9 @@
 #endif
 
 #ifdef __CUDACC__
+#define RX_BOTH __host__ __device__  // of constexpr functions
 #define RX_FN __host__ __device__ __forceinline__
 #else
+#define RX_BOTH
 #define RX_FN inline __attribute__((always_inline))
 #endif

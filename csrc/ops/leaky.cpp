@@ -1,103 +1,42 @@
-// The LeakyRNN recurrence as PyTorch ops: forward and backward.
+// The LeakyRNN recurrence as PyTorch ops on the CPU.
+#include "ops/leaky.h"
+
+#include "ops/leaky_jvp.h"
 #include "ops/leaky_run.h"
+#include "ops/leaky_schemas.h"
 
 namespace rx {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> leaky_forward(const Tensor& pre, const Tensor& y0, const Tensor& s0, const Tensor& w,
-                                                 const Tensor& leak, const OptionalTensor& lengths, int64_t form, int64_t act,
-                                                 bool unit_leak) {
-  STD_TORCH_CHECK(pre.dim() == 4, "pre must have 4 dimensions (L, T, B, n)");
-  const int64_t T_ = pre.size(1), B = pre.size(2), n = pre.size(3);
-  Arguments args(pre.scalar_type());
-  args.add(pre, "pre", {T_, B, n});
-  args.add(y0, "y0", {B, n});
-  args.add(s0, "s0", {B, n});
-  args.add(w, "w", {n, n});
-  args.add(leak, "leak", {n});
-  const int64_t L = args.L();
-  Tensor y = make(pre, {L, T_, B, n});
-  Tensor aux = unit_leak ? make(pre, {0}) : make(pre, {L, T_, B, n});
-  Tensor s_n = make(pre, {L, B, n});
-  if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
-  LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
-  shape.lengths = args.lengths(lengths, B);
-  with_dtype(pre.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    LeakyForward<T> p{shape,   args.in<T>(pre), args.in<T>(y0), args.in<T>(s0), args.in<T>(w), args.in<T>(leak),
-                      In<T>{}, nullptr,         out<T>(y),      out<T>(aux),    out<T>(s_n)};
+struct OnCpu {
+  template <class T>
+  static void run(const LeakyForward<T>& p, const Tensor&, const Tensor& w) {
     run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward);
-  });
-  return {y, aux, s_n};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward(const OptionalTensor& gy, const OptionalTensor& gaux,
-                                                          const OptionalTensor& gs_n, const Tensor& y, const Tensor& aux,
-                                                          const OptionalTensor& w, const Tensor& leak,
-                                                          const OptionalTensor& lengths, int64_t form, int64_t act,
-                                                          bool unit_leak, int64_t policy, double mu, int64_t window,
-                                                          double decay, bool want_lam) {
-  STD_TORCH_CHECK(y.dim() == 4, "y must have 4 dimensions (L, T, B, n)");
-  STD_TORCH_CHECK(policy >= 0 && policy <= 4, "policy must be 0 to 4");
-  STD_TORCH_CHECK(policy == 1 || w, "w is needed by every policy but 1");
-  STD_TORCH_CHECK(window >= 0, "window must be at least 0");
-  const int64_t T_ = y.size(1), B = y.size(2), n = y.size(3);
-  const Transport transport = static_cast<Transport>(policy);
-  const OptionalTensor no_weight;
-  const OptionalTensor& weight = transport == Transport::Local ? no_weight : w;
-  Arguments args(y.scalar_type());
-  args.add(y, "y", {T_, B, n});
-  if (!unit_leak) args.add(aux, "aux", {T_, B, n});
-  args.add(gy, "gy", {T_, B, n});
-  args.add(gaux, "gaux", {T_, B, n});
-  args.add(gs_n, "gs_n", {B, n});
-  args.add(weight, "w", {n, n});
-  args.add(leak, "leak", {n});
-  const int64_t L = args.L();
-  Tensor delta = make(y, {L, T_, B, n}), gy0 = make(y, {L, B, n}), gs0 = make(y, {L, B, n});
-  Tensor lam = want_lam ? make(y, {L, T_, B, n}) : make(y, {0});
-  if (gy0.numel() == 0 || T_ == 0) return {delta, gy0, gs0, lam};
-  LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
-  shape.lengths = args.lengths(lengths, B);
-  with_dtype(y.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    LeakyBackward<T> p{shape,
-                       transport,
-                       mu,
-                       window,
-                       decay,
-                       args.in<T>(gy),
-                       args.in<T>(gaux),
-                       args.in<T>(gs_n),
-                       args.in<T>(y),
-                       unit_leak ? In<T>{} : args.in<T>(aux),
-                       args.in<T>(weight),
-                       args.in<T>(leak),
-                       out<T>(delta),
-                       false,
-                       out<T>(gy0),
-                       out<T>(gs0),
-                       out<T>(lam),
-                       nullptr};
-    run_tiles<T>(p, p.w, weight ? weight->size(0) : 0, false, leaky_kernels<T>().backward);
-  });
-  return {delta, gy0, gs0, lam};
-}
+  }
+  template <class T>
+  static void run(const LeakyBackward<T>& p, const Tensor&, const OptionalTensor& w) {
+    run_tiles<T>(p, p.w, w ? w->size(0) : 0, false, leaky_kernels<T>().backward);
+  }
+  template <class T>
+  static void run(const LeakyForwardJvp<T>& p, const Tensor&, const Tensor& w) {
+    run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward_jvp);
+  }
+  template <class T>
+  static void run(const LeakyBackwardJvp<T>& p, const Tensor&, const Tensor& w) {
+    run_tiles<T>(p, p.w, w.size(0), false, leaky_kernels<T>().backward_jvp);
+  }
+};
 
 }  // namespace
 }  // namespace rx
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
-  m.def(
-      "leaky_forward(Tensor pre, Tensor y0, Tensor s0, Tensor w, Tensor leak, Tensor? lengths, int form, int act, "
-      "bool unit_leak) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "leaky_backward(Tensor? gy, Tensor? gaux, Tensor? gs_n, Tensor y, Tensor aux, Tensor? w, Tensor leak, Tensor? lengths, "
-      "int form, int act, bool unit_leak, int policy, float mu, int window, float decay, bool want_lam) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+  rx::define_leaky(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rtrl_ext, CPU, m) {
-  m.impl("leaky_forward", TORCH_BOX(&rx::leaky_forward));
-  m.impl("leaky_backward", TORCH_BOX(&rx::leaky_backward));
+  m.impl("leaky_forward", TORCH_BOX(&rx::leaky_forward<rx::OnCpu>));
+  m.impl("leaky_backward", TORCH_BOX(&rx::leaky_backward<rx::OnCpu>));
+  m.impl("leaky_forward_jvp", TORCH_BOX(&rx::leaky_forward_jvp<rx::OnCpu>));
+  m.impl("leaky_backward_jvp", TORCH_BOX(&rx::leaky_backward_jvp<rx::OnCpu>));
 }

@@ -83,18 +83,4 @@ void run_tiles(const P& p, const In<T>& weight, int64_t weights, bool transpose,
   Tiles<T>(p.s, weight, weights, transpose, false).run(p, kernel);
 }
 
-template <class F>
-void with_dtype(ScalarType dtype, F&& f) {
-  if (dtype == ScalarType::Float) return f(float{});
-  if (dtype == ScalarType::Double) return f(double{});
-  STD_TORCH_CHECK(false, "the LeakyRNN kernels take float32 or float64 on the CPU");
-}
-
-inline LeakyShape leaky_shape(int64_t L, int64_t T, int64_t B, int64_t n, int64_t form, int64_t act, bool unit_leak) {
-  STD_TORCH_CHECK(form == 0 || form == 1, "form must be 0 (rate) or 1 (voltage)");
-  STD_TORCH_CHECK(act >= 0 && act <= 3, "act must be 0 to 3");
-  STD_TORCH_CHECK(!(unit_leak && form == 1), "unit_leak is for the rate form");
-  return {L, T, B, n, static_cast<Form>(form), static_cast<Activation>(act), unit_leak, nullptr, 0, T, false};
-}
-
 }  // namespace rx

@@ -37,13 +37,14 @@ inline void check_shape(const Tensor& x, const char* name, std::initializer_list
   STD_TORCH_CHECK(false, message + ")");
 }
 
-// Collects the arguments of one call: checks dtype and leading sizes, keeps contiguous copies alive.
+// Collects the arguments of one call: checks dtype, device and leading sizes, keeps contiguous copies alive.
 class Arguments {
  public:
-  explicit Arguments(ScalarType dtype) : dtype_(dtype) {}
+  explicit Arguments(const Tensor& like) : dtype_(like.scalar_type()), device_(like.device()) {}
 
   void add(const Tensor& x, const char* name, std::initializer_list<int64_t> tail) {
     STD_TORCH_CHECK(x.scalar_type() == dtype_, std::string(name) + " has another dtype than the first argument");
+    STD_TORCH_CHECK(x.device() == device_, std::string(name) + " is on another device than the first argument");
     check_shape(x, name, tail);
     const int64_t lead = x.size(0);
     STD_TORCH_CHECK(lead == 1 || L_ == 1 || lead == L_,
@@ -66,14 +67,15 @@ class Arguments {
   }
   const int64_t* lengths(const OptionalTensor& x, int64_t batch) {
     if (!x) return nullptr;
-    STD_TORCH_CHECK(x->scalar_type() == ScalarType::Long && x->dim() == 1 && x->size(0) == batch,
-                    "lengths must be an int64 tensor of shape (" + std::to_string(batch) + ",)");
+    STD_TORCH_CHECK(x->scalar_type() == ScalarType::Long && x->dim() == 1 && x->size(0) == batch && x->device() == device_,
+                    "lengths must be an int64 tensor of shape (" + std::to_string(batch) + ",) on the device of the rest");
     kept_.push_back(x->is_contiguous() ? *x : torch::stable::contiguous(*x));
     return static_cast<const int64_t*>(kept_.back().const_data_ptr());
   }
 
  private:
   ScalarType dtype_;
+  torch::stable::Device device_;
   int64_t L_ = 1;
   std::vector<Tensor> kept_;
 };
@@ -103,5 +105,19 @@ class Scratch {
   };
   std::unique_ptr<T, Free> p_;
 };
+
+template <class F>
+void with_dtype(ScalarType dtype, F&& f) {
+  if (dtype == ScalarType::Float) return f(float{});
+  if (dtype == ScalarType::Double) return f(double{});
+  STD_TORCH_CHECK(false, "the LeakyRNN kernels take float32 or float64");
+}
+
+inline LeakyShape leaky_shape(int64_t L, int64_t T, int64_t B, int64_t n, int64_t form, int64_t act, bool unit_leak) {
+  STD_TORCH_CHECK(form == 0 || form == 1, "form must be 0 (rate) or 1 (voltage)");
+  STD_TORCH_CHECK(act >= 0 && act <= 3, "act must be 0 to 3");
+  STD_TORCH_CHECK(!(unit_leak && form == 1), "unit_leak is for the rate form");
+  return {L, T, B, n, static_cast<Form>(form), static_cast<Activation>(act), unit_leak, nullptr, 0, T, false};
+}
 
 }  // namespace rx

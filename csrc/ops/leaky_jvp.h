@@ -1,9 +1,10 @@
-// Tangents of the LeakyRNN recurrence as PyTorch ops.
-#include "ops/leaky_run.h"
+// The LeakyRNN recurrence as PyTorch ops, tangents: checks, memory and parameters; `Target` says where it runs.
+#pragma once
+#include "ops/tensors.h"
 
 namespace rx {
-namespace {
 
+template <class Target>
 std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_forward_jvp(const Tensor& dpre, const Tensor& dy0, const Tensor& ds0,
                                                              const OptionalTensor& dleak, const Tensor& y, const Tensor& aux,
                                                              const Tensor& y0, const Tensor& s0, const Tensor& w,
@@ -11,7 +12,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_forward_jvp(const Tensor& dpre,
                                                              int64_t act, bool unit_leak, bool want_du) {
   STD_TORCH_CHECK(dpre.dim() == 4, "dpre must have 4 dimensions (L, T, B, n)");
   const int64_t T_ = dpre.size(1), B = dpre.size(2), n = dpre.size(3);
-  Arguments args(dpre.scalar_type());
+  Arguments args(dpre);
   args.add(dpre, "dpre", {T_, B, n});
   args.add(dy0, "dy0", {B, n});
   args.add(ds0, "ds0", {B, n});
@@ -45,12 +46,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_forward_jvp(const Tensor& dpre,
                          out<T>(dy),
                          out<T>(daux),
                          out<T>(ds_n),
-                         out<T>(du)};
-    run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward_jvp);
+                         out<T>(du),
+                         In<T>{},
+                         nullptr};
+    Target::run(p, dpre, w);
   });
   return {dy, daux, ds_n, du};
 }
 
+template <class Target>
 std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward_jvp(const Tensor& dgy, const OptionalTensor& dgs_n,
                                                               const OptionalTensor& dleak, const Tensor& dy, const Tensor& daux,
                                                               const Tensor& y, const Tensor& aux, const Tensor& lam,
@@ -59,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward_jvp(const Tensor& dgy,
                                                               bool unit_leak, bool want_dlam) {
   STD_TORCH_CHECK(dgy.dim() == 4, "dgy must have 4 dimensions (L, T, B, n)");
   const int64_t T_ = dgy.size(1), B = dgy.size(2), n = dgy.size(3);
-  Arguments args(dgy.scalar_type());
+  Arguments args(dgy);
   args.add(dgy, "dgy", {T_, B, n});
   args.add(dgs_n, "dgs_n", {B, n});
   args.add(dleak, "dleak", {n});
@@ -98,26 +102,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward_jvp(const Tensor& dgy,
                           out<T>(dgy0),
                           out<T>(dgs0),
                           out<T>(dlam)};
-    run_tiles<T>(p, p.w, w.size(0), false, leaky_kernels<T>().backward_jvp);
+    Target::run(p, dgy, w);
   });
   return {ddelta, dgy0, dgs0, dlam};
 }
 
-}  // namespace
 }  // namespace rx
-
-STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
-  m.def(
-      "leaky_forward_jvp(Tensor dpre, Tensor dy0, Tensor ds0, Tensor? dleak, Tensor y, Tensor aux, Tensor y0, Tensor s0, "
-      "Tensor w, Tensor leak, Tensor? lengths, int form, int act, bool unit_leak, bool want_du) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "leaky_backward_jvp(Tensor dgy, Tensor? dgs_n, Tensor? dleak, Tensor dy, Tensor daux, Tensor y, Tensor aux, Tensor lam, "
-      "Tensor delta, Tensor w, Tensor leak, Tensor? lengths, int form, int act, bool unit_leak, bool want_dlam) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(rtrl_ext, CPU, m) {
-  m.impl("leaky_forward_jvp", TORCH_BOX(&rx::leaky_forward_jvp));
-  m.impl("leaky_backward_jvp", TORCH_BOX(&rx::leaky_backward_jvp));
-}

@@ -1,0 +1,151 @@
+// One step of each LeakyRNN recurrence for four columns of a row, in terms of the cell's maths. A Step says what is kept
+// (`begin`), what one step does (`run`, given the recurrent product of the carry), and what is left to do (`finish`).
+#pragma once
+#include "cells/leaky.h"
+#include "kernels/cuda/rows.h"
+
+namespace rx {
+namespace cuda {
+
+using namespace RX_NS;
+
+template <class F>
+__device__ __forceinline__ void with_activation(Activation act, F&& f) {
+  switch (act) {
+    case Activation::Tanh:
+      return f(Tanh{});
+    case Activation::Relu:
+      return f(Relu{});
+    case Activation::Softplus:
+      return f(Softplus{});
+    default:
+      return f(Identity{});
+  }
+}
+
+template <class T, bool Voltage, bool Unit>
+struct ForwardStep {
+  using Number = T;
+  using Params = LeakyForward<T>;
+  static constexpr bool kBackwards = false, kTransposed = true, kFinishes = false;
+
+  static __device__ __forceinline__ void begin(const Params& p, const Place<T>& at, Kept<T>& kept) {
+    kept.carry = at.batch(p.y0);
+    kept.state = at.batch(p.s0);
+  }
+  static __device__ __forceinline__ void run(const Params& p, const Place<T>& at, int64_t t, const Quad<T>& product,
+                                             Kept<T>& kept) {
+    if (t >= at.length) {
+      at.put(p.y, t, zero_quad<T>());
+      at.put(p.aux, t, zero_quad<T>());
+      return;
+    }
+    const Quad<T> pre = at.get(p.pre, t), leak = at.unit(p.leak, p.s.n);
+    Quad<T> aux;
+    with_activation(p.s.act, [&](auto act) {
+      using Act = decltype(act);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        const T u = pre.v[i] + product.v[i];
+        if constexpr (Unit) {
+          kept.carry.v[i] = kept.state.v[i] = Act::value(u);
+        } else {
+          const LeakyValue<T> out = leaky_value<Act, Voltage>(u, kept.state.v[i], leak.v[i]);
+          aux.v[i] = out.aux;
+          kept.state.v[i] = out.state;
+          kept.carry.v[i] = out.y;
+        }
+      }
+    });
+    at.put(p.y, t, kept.carry);
+    if constexpr (!Unit) at.put(p.aux, t, aux);
+    if (t == at.length - 1) at.put_batch(p.s_n, kept.state);
+  }
+};
+
+template <class T, bool Voltage, Transport P>
+struct BackwardStep {
+  using Number = T;
+  using Params = LeakyBackward<T>;
+  static constexpr bool kBackwards = true, kTransposed = false, kFinishes = true;
+
+  static __device__ __forceinline__ void begin(const Params& p, const Place<T>& at, Kept<T>& kept) {
+    kept.carry = kept.state = kept.extra = zero_quad<T>();
+    if constexpr (P == Transport::Diagonal) {  // `extra` has no other use there
+      const T* w = p.w.p + (p.w.lead ? at.l * p.s.n * p.s.n : 0);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        if (RX_BOUND(3, i < at.count)) kept.extra.v[i] = w[(at.j + i) * (p.s.n + 1)];
+      }
+    }
+  }
+  static __device__ __forceinline__ Quad<T> moved_of(const Quad<T>& product, const Kept<T>& kept) {
+    Quad<T> moved = zero_quad<T>();
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      if constexpr (P == Transport::Diagonal) {
+        moved.v[i] = kept.extra.v[i] * kept.carry.v[i];
+      } else if constexpr (multiplies(P)) {
+        moved.v[i] = product.v[i];
+      }
+    }
+    return moved;
+  }
+  static __device__ __forceinline__ void run(const Params& p, const Place<T>& at, int64_t t, const Quad<T>& product,
+                                             Kept<T>& kept) {
+    if (t >= at.length) {
+      at.put(p.delta, t, zero_quad<T>());
+      at.put(p.lam, t, zero_quad<T>());
+      return;
+    }
+    const bool first = t == at.length - 1;  // no step after it: nothing is carried in yet
+    const bool empty = first || (p.window > 0 && (at.length - t - 1) % p.window == 0);
+    const Quad<T> leak = at.unit(p.leak, p.s.n), phi = at.get(Voltage || p.s.unit_leak ? p.y : p.aux, t);
+    const Quad<T> extra = at.get(p.gaux, t), last = first ? at.batch(p.gs_n) : zero_quad<T>();
+    Quad<T> signal = at.get(p.gy, t), moved = zero_quad<T>(), next = moved, delta, lam;
+    if (!empty) {
+      moved = moved_of(product, kept);
+      next = kept.state;
+    }
+    const T mu = static_cast<T>(p.mu), decay = static_cast<T>(p.decay);
+    with_activation(p.s.act, [&](auto act) {
+      using Act = decltype(act);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        T s = signal.v[i];
+        if constexpr (!Voltage) s += last.v[i];
+        if constexpr (P == Transport::Local) {
+          if (decay != T(0)) {
+            if (!first) s += decay * kept.extra.v[i];
+            kept.extra.v[i] = s;
+          }
+        }
+        const LeakyIncoming<T> in{s, moved.v[i], next.v[i], extra.v[i], Voltage ? last.v[i] : T(0)};
+        const LeakyAdjoint<T> out = leaky_adjoint<Act, Voltage, P>(phi.v[i], in, leak.v[i], mu);
+        kept.state.v[i] = out.state;
+        kept.carry.v[i] = out.carry;
+        delta.v[i] = out.delta;
+        lam.v[i] = out.lam;
+      }
+    });
+    at.put(p.delta, t, delta);
+    at.put(p.lam, t, lam);
+  }
+  // The adjoints of y_0 and s_0, from the product of the first step's carry.
+  static __device__ __forceinline__ void finish(const Params& p, const Place<T>& at, const Quad<T>& product, Kept<T>& kept) {
+    const Quad<T> leak = at.unit(p.leak, p.s.n), moved = moved_of(product, kept);
+    constexpr bool to_state = Voltage && P == Transport::State;
+    Quad<T> gy0, gs0;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const T rest = one_minus(leak.v[i]) * kept.state.v[i];
+      gs0.v[i] = to_state ? rest + moved.v[i] : rest;
+      gy0.v[i] = to_state ? T(0) : moved.v[i];
+    }
+    at.put_batch(p.gs0, gs0);
+    at.put_batch(p.gy0, gy0);
+  }
+};
+
+}  // namespace cuda
+}  // namespace rx

@@ -1,0 +1,65 @@
+// Which of the two ways a recurrence goes on a CUDA device. Plain C++: tested without a device.
+//   persistent: one block carries a tile of rows through all steps, its recurrent matrix in shared memory, one launch in all.
+//   stepwise:   per step a matrix product by the vendor's library and one pointwise kernel.
+//   columns:    nothing passes between units (rules without transport): one thread per few columns, one launch in all.
+#pragma once
+#include <cstdint>
+
+#include "kernels/config.h"
+
+namespace rx {
+namespace cuda {
+
+enum class Strategy : int64_t { Automatic = 0, Persistent = 1, Stepwise = 2, Columns = 3 };
+
+// What the rule asks of a device.
+struct Card {
+  int64_t shared = 0;  // bytes of dynamic shared memory that a block may ask for
+  int processors = 0;  // streaming multiprocessors
+};
+
+constexpr int kColumns = 4;  // columns of one thread
+constexpr int kSlices = 4;   // parts of the sum over k within a warp
+constexpr int kWarpColumns = 32;
+constexpr int kRowsMax = 8;  // rows of a block's tile
+constexpr int kRowsMin = 4;
+constexpr int64_t kThreadsMax = 256;  // 8 warps of 32 columns
+
+// Columns and sums padded so that no thread has to ask where they end.
+RX_BOTH constexpr int64_t padded_columns(int64_t n) {
+  return (n + kWarpColumns - 1) / kWarpColumns * kWarpColumns;
+}
+RX_BOTH constexpr int64_t padded_sum(int64_t n) {
+  return (n + kSlices - 1) / kSlices * kSlices;
+}
+
+// Dynamic shared memory of a persistent block: the matrices of `gates` gates (n, padded columns) in numbers of `weight` bytes,
+// and two copies of the carry (n, rows) in numbers of `number` bytes.
+constexpr int64_t persistent_bytes(int64_t n, int64_t gates, int64_t weight, int64_t number, int64_t rows) {
+  return padded_sum(n) * (gates * padded_columns(n) * weight + 2 * rows * number);
+}
+
+constexpr int64_t persistent_threads(int64_t n) {
+  return padded_columns(n);
+}
+
+// Whether the persistent way is there for these sizes.
+constexpr bool persistent_fits(const Card& card, int64_t n, int64_t gates, int64_t weight, int64_t number) {
+  return persistent_threads(n) <= kThreadsMax && persistent_bytes(n, gates, weight, number, kRowsMax) <= card.shared;
+}
+
+// Rows of a tile: small tiles where few rows would leave processors without work.
+constexpr int tile_rows(const Card& card, int64_t rows) {
+  return rows > static_cast<int64_t>(kRowsMin) * card.processors ? kRowsMax : kRowsMin;
+}
+
+// The rule: persistent wherever it fits, unless `asked` says otherwise. What was asked for and isn't there: Automatic.
+constexpr Strategy choose(Strategy asked, bool multiplies, bool fits) {
+  if (!multiplies) return Strategy::Columns;
+  if (asked == Strategy::Persistent) return fits ? Strategy::Persistent : Strategy::Automatic;
+  if (asked == Strategy::Stepwise) return Strategy::Stepwise;
+  return fits ? Strategy::Persistent : Strategy::Stepwise;
+}
+
+}  // namespace cuda
+}  // namespace rx
