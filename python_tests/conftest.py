@@ -8,6 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import emulated
+
 
 @pytest.fixture
 def double():
@@ -18,14 +20,17 @@ def double():
     torch.set_default_dtype(before)
 
 
-@pytest.fixture(params=["compiled", "reference"])
+@pytest.fixture(params=["compiled", "reference", "emulated"])
 def backend(request):
-    """Runs a test on the compiled kernels, then on the reference in plain PyTorch."""
+    """Runs a test on the compiled kernels, the reference in plain PyTorch, and the emulated CUDA
+    operations."""
     from rtrl_ext import _kernels
 
     if request.param == "compiled":
         assert _kernels.HAVE_COMPILED, "rtrl_ext._C is missing: build the extension first"
         yield request.param
     else:
-        with _kernels.use_reference():
+        if request.param == "emulated":
+            emulated.load()
+        with _kernels.use(f"rtrl_ext_{request.param}"):
             yield request.param

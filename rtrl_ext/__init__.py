@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _isa.check()
 
 if TYPE_CHECKING:
+    from . import cuda as cuda
     from . import curvature as curvature
     from . import diagnostics as diagnostics
     from . import functional as functional
@@ -30,7 +31,7 @@ _NAMES = {
     "convert": "nn",
     "exact_gradients": "_state",
 }
-_MODULES = ("curvature", "diagnostics", "functional", "nn", "rules", "study", "tasks")
+_MODULES = ("cuda", "curvature", "diagnostics", "functional", "nn", "rules", "study", "tasks")
 
 __all__ = ["__version__", *sorted(_NAMES), *_MODULES]
 

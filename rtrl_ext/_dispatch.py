@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _formulas, _state
+from . import _formulas, _kernels, _state
 from ._autograd import Plain, in_transform
 from ._checks import has_values
 from ._formulas import EXACT, Rule, Written, with_lead
@@ -79,9 +79,11 @@ def leaky_core(
     Raises:
         TypeError: a dtype other than float32 or float64, or mixed dtypes.
         ValueError: shapes, devices or options that don't fit together.
-        RuntimeError: second derivatives under a policy other than BPTT; third derivatives.
+        RuntimeError: second derivatives under a policy other than BPTT; third derivatives; a CUDA
+            tensor in a build without CUDA.
     """
     options = flags(form, nonlinearity, unit_leak)
+    _kernels.check_device(pre.device)
     _check_tensors(pre, y0, s0, w, leak)
     if lengths is not None:
         _check_lengths(lengths, pre)

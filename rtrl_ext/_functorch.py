@@ -234,10 +234,15 @@ _FUNCTIONS: dict[str, Any] = {
     "leaky_forward_jvp": ForwardJvp,
     "leaky_backward_jvp": BackwardJvp,
 }
-for _namespace in NAMESPACES:
-    for _name, _function in _FUNCTIONS.items():
+
+
+def register(namespace: str) -> None:
+    """Derivatives of the operations of a namespace."""
+    for name, function in _FUNCTIONS.items():
         torch.library.register_autograd(
-            f"{_namespace}::{_name}",
-            _function.backward,
-            setup_context=_function.setup_context,
+            f"{namespace}::{name}", function.backward, setup_context=function.setup_context
         )
+
+
+for _namespace in NAMESPACES:
+    register(_namespace)

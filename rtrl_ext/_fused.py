@@ -46,7 +46,7 @@ def available(
         or (dtype is not torch.float32 and dtype is not torch.float64)
         or not _kernels.HAVE_COMPILED
         or in_transform()
-        or _kernels.uses_reference()
+        or _kernels.replaced()
     ):
         return False
     # a loop, not all(...): this runs at every call

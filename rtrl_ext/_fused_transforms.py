@@ -37,7 +37,7 @@ def available(leak: Tensor, *primal: Tensor | None) -> bool:
     """Whether these Functions serve a call under a transform: one CPU network, constant leak."""
     return (
         _kernels.HAVE_COMPILED
-        and not _kernels.uses_reference()
+        and not _kernels.replaced()
         and leak.device.type == "cpu"
         and leak.dtype in (torch.float32, torch.float64)
         and _constant(leak)

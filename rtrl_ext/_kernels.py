@@ -6,7 +6,7 @@ rule by which ``vmap`` folds its dimension into the leading one. Their derivativ
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +15,19 @@ from torch import Tensor
 from .reference import library as _reference
 
 try:
-    from . import _C  # type: ignore[attr-defined]  # noqa: F401
+    from . import _C  # type: ignore[attr-defined]
 except ImportError:
     HAVE_COMPILED = False
+    CUDA_ARCHITECTURES = ""
 else:
     HAVE_COMPILED = True
+    CUDA_ARCHITECTURES = _C.build_info()["cuda_architectures"]
+
+NO_CUDA = (
+    "this build of rtrl_ext has no CUDA kernels: build it where nvcc is on PATH "
+    "(pip install --no-build-isolation --force-reinstall --no-deps .; rtrl-ext info shows what was "
+    "compiled), or move model and data to the CPU"
+)
 
 #: Which gradients a layer operation is to make.
 NEED_X, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_BIAS, NEED_DELTA, NEED_INITIAL = (1, 2, 4, 8, 16, 32)
@@ -50,20 +58,31 @@ def kernels() -> Kernels:
     return _active
 
 
-def uses_reference() -> bool:
-    """Whether the reference in plain PyTorch is in use."""
-    return _active is _all[_reference.NAMESPACE]
+def check_device(device: torch.device) -> None:
+    """RuntimeError for a CUDA tensor in a build that has no CUDA kernels."""
+    if device.type == "cuda" and HAVE_COMPILED and not CUDA_ARCHITECTURES and not replaced():
+        raise RuntimeError(NO_CUDA)
+
+
+def replaced() -> bool:
+    """Whether other operations than the first choice are in use (in tests)."""
+    return _active is not _all[NAMESPACES[0]]
 
 
 @contextmanager
-def use_reference() -> Iterator[None]:
-    """Run the plain PyTorch reference instead of the compiled kernels (for tests)."""
+def use(namespace: str) -> Iterator[None]:
+    """Run the operations of another namespace (for tests)."""
     global _active
-    before, _active = _active, _all[_reference.NAMESPACE]
+    before, _active = _active, _all[namespace]
     try:
         yield
     finally:
         _active = before
+
+
+def use_reference() -> AbstractContextManager[None]:
+    """Run the plain PyTorch reference instead of the compiled kernels (for tests)."""
+    return use(_reference.NAMESPACE)
 
 
 def _lead(*tensors: Tensor | None) -> Any:
@@ -193,9 +212,15 @@ def _vmap_of(op: Callable[..., Any], lengths_at: int) -> Callable[..., Any]:
     return vmap
 
 
-for _namespace, _kernels_of in _all.items():
-    for _name, _fake, _op in zip(Kernels._fields, _FAKES, _kernels_of, strict=True):
-        torch.library.register_fake(f"{_namespace}::{_name}", _fake)
-        torch.library.register_vmap(f"{_namespace}::{_name}", _vmap_of(_op, LENGTHS_AT[_name]))
+def register(namespace: str) -> None:
+    """Shapes and ``vmap`` of the operations of a namespace."""
+    found = _all.setdefault(namespace, _load(namespace))
+    for name, fake, op in zip(Kernels._fields, _FAKES, found, strict=True):
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_vmap(f"{namespace}::{name}", _vmap_of(op, LENGTHS_AT[name]))
+
+
+for _namespace in NAMESPACES:
+    register(_namespace)
 
 from . import _functorch as _functorch  # noqa: E402  (registers the operations' derivatives)

@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import _layer, _state
 from .._checks import check_like, check_shape
 from .._history import LeakyHistory
-from .._kernels import kernels
+from .._kernels import check_device, kernels
 from ..reference import activations
 from ..rules import BPTT, Rule, get
 from ..rules.wrappers import Wrapper
@@ -152,6 +152,7 @@ def _run(a: LayerArguments) -> tuple[LeakyHistory, Tensor]:
     pre, y0, s0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in ranks)
     form = 0 if a.form == "rate" else 1
     act = activations.NAMES.index(a.nonlinearity)
+    check_device(pre.device)
     y, aux, s_n = kernels().leaky_forward(pre, y0, s0, w, leak, a.lengths, form, act, a.unit_leak)
     return LeakyHistory(y, aux, y0, s0, w, leak, a.lengths, form, act, a.unit_leak), s_n
 

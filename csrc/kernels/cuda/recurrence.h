@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreadsMax, 1) persistent(typename Step::Para
   Quad<T> product[kOwn];
   for (int64_t step = 0; step < p.s.T; ++step) {
     const int64_t t = Step::kBackwards ? p.s.T - 1 - step : step;
-    RX_BARRIER(1);  // the carry is there, and nobody reads the other copy any more
+    RX_BARRIER(10);  // the carry is there, and nobody reads the other copy any more
     multiply<T, Rows>(matrix, carry(step), n, column, product);
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreadsMax, 1) persistent(typename Step::Para
     hand_over(carry(step + 1));
   }
   if constexpr (Step::kFinishes) {
-    RX_BARRIER(2);
+    RX_BARRIER(11);
     multiply<T, Rows>(matrix, carry(p.s.T), n, column, product);
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {

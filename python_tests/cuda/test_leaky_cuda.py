@@ -1,0 +1,130 @@
+"""The CUDA kernels of the LeakyRNN recurrence, run on the CPU, equal the plain reference.
+
+Shapes have tails: n, B and the number of rows are no multiples of a quad, a warp or a tile.
+"""
+
+import emulated
+import pytest
+import torch
+from leaky_cases import CELLS, FORWARD, PERSISTENT, RANDOM, REVERSED, STEPWISE, Problem, expected
+
+SHAPES = [  # L, lead of the weights, T, B, n
+    (1, 1, 1, 1, 1),
+    (1, 1, 5, 3, 7),
+    (2, 2, 4, 3, 33),
+    (3, 1, 3, 5, 20),
+    (2, 2, 2, 9, 40),
+    (1, 1, 3, 2, 131),
+]
+
+
+@pytest.fixture(scope="module")
+def ops():
+    return emulated.load()
+
+
+@pytest.fixture(autouse=True)
+def usual(ops):
+    """Every test starts, and leaves, with the usual choices."""
+    ops.emulate(RANDOM, 1, 90)
+    before = ops.cuda_strategy(0)
+    yield
+    ops.cuda_strategy(before)
+    ops.emulate(RANDOM, 1, 90)
+
+
+def check(ops, problem, tolerance):
+    compared = 0
+    for name, arguments in problem.calls():
+        right = expected(name, arguments)
+        for got, want in zip(getattr(ops, name)(*arguments), right, strict=True):
+            assert got.shape == want.shape and got.dtype == problem.dtype
+            if want.numel():
+                error = float((got.double() - want).abs().max())
+                assert error <= tolerance * max(1.0, float(want.abs().max())), (name, error)
+                compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("strategy", [PERSISTENT, STEPWISE])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equal_to_the_reference(ops, shape, cell, strategy, ragged):
+    ops.cuda_strategy(strategy)
+    for act in range(4) if shape[-1] < 30 else (0,):
+        check(ops, Problem(shape, cell, act, ragged), 1e-10)
+
+
+@pytest.mark.parametrize("strategy", [PERSISTENT, STEPWISE])
+@pytest.mark.parametrize("cell", CELLS)
+def test_float32(ops, cell, strategy):
+    ops.cuda_strategy(strategy)
+    eps = torch.finfo(torch.float32).eps
+    for shape in ((1, 1, 6, 5, 37), (2, 2, 3, 3, 8)):
+        tolerance = 16 * (shape[2] * shape[4]) ** 0.5 * eps
+        check(ops, Problem(shape, cell, 0, True, torch.float32), tolerance)
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100, 120])
+@pytest.mark.parametrize("order, seed", [(FORWARD, 0), (REVERSED, 0), (RANDOM, 2), (RANDOM, 3)])
+def test_the_order_of_threads_does_not_matter(ops, order, seed, architecture):
+    """Bit for bit, also from one architecture's tiles to another's."""
+    problem = Problem((1, 1, 4, 11, 39), (0, False), 0, True)
+    calls = list(problem.calls())
+    ops.emulate(FORWARD, 0, 90)
+    first = [getattr(ops, name)(*arguments) for name, arguments in calls]
+    ops.emulate(order, seed, architecture)
+    for (name, arguments), before in zip(calls, first, strict=True):
+        for a, b in zip(getattr(ops, name)(*arguments), before, strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_large_tiles(ops):
+    """More rows than a card takes in small tiles: eight rows a block."""
+    shape = (1, 1, 2, 4 * 108 + 5, 5)
+    ops.emulate(RANDOM, 1, 80)
+    _, rows, _ = ops.rule(0, 163 << 10, 108, 5, 1, 8, 8, shape[3], True)
+    assert rows == 8
+    check(ops, Problem(shape, (0, False), 0, True), 1e-10)
+
+
+def test_views_that_are_not_aligned(ops):
+    """Contiguous tensors may begin anywhere in their storage."""
+    problem = Problem((1, 1, 3, 2, 8), (0, False), 0, False)
+
+    def moved(a):
+        if not isinstance(a, torch.Tensor) or not a.numel() or not a.is_floating_point():
+            return a
+        room = a.new_empty(a.numel() + 1)
+        return room[1:].view(a.shape).copy_(a)
+
+    for name, arguments in problem.calls():
+        before = getattr(ops, name)(*arguments)
+        for a, b in zip(getattr(ops, name)(*map(moved, arguments)), before, strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_what_does_not_fit_is_refused_or_goes_stepwise(ops):
+    problem = Problem((1, 1, 2, 2, 200), (0, True), 0, False)  # 200 x 224 numbers of 8 bytes
+    name, arguments = next(problem.calls())
+    for a, b in zip(ops.leaky_forward(*arguments), expected(name, arguments), strict=True):
+        torch.testing.assert_close(a, b)
+    ops.cuda_strategy(PERSISTENT)
+    with pytest.raises(
+        RuntimeError, match=r"n = 200 needs \d+ bytes of shared memory and .* 232448"
+    ):
+        ops.leaky_forward(*arguments)
+    with pytest.raises(RuntimeError, match="strategy must be 0"):
+        ops.cuda_strategy(7)
+
+
+def test_refusals_name_the_argument(ops):
+    problem = Problem((1, 1, 3, 2, 8), (0, False), 0, False)
+    name, arguments = next(problem.calls())
+    with pytest.raises(RuntimeError, match="w has another dtype"):
+        ops.leaky_forward(*arguments[:3], arguments[3].float(), *arguments[4:])
+    with pytest.raises(RuntimeError, match="w has the wrong shape"):
+        ops.leaky_forward(*arguments[:3], arguments[3][:, :4], *arguments[4:])
+    with pytest.raises(RuntimeError, match="float32 or float64"):
+        ops.leaky_forward(*(a.half() if isinstance(a, torch.Tensor) else a for a in arguments))

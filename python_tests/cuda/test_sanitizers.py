@@ -1,0 +1,31 @@
+"""The CUDA kernels of the LeakyRNN recurrence under address, undefined-behaviour and thread
+sanitizers, on small shapes with tails; and without, in every order of threads."""
+
+import emulated
+import mutations
+import pytest
+from leaky_cases import FORWARD, RANDOM, REVERSED, small_problems, write
+
+
+@pytest.mark.parametrize("mode", emulated.MODES)
+def test_small_shapes(mode, tmp_path):
+    program = emulated.driver(mode, tmp_path)
+    cases = tmp_path / "cases"
+    orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1)] if mode == "plain" else [(RANDOM, 1)]
+    count = write(cases, small_problems(mode == "thread"), orders=orders)
+    assert count > 100
+    done = emulated.run(program, cases)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{count} cases" in done.stdout
+
+
+def test_every_check_has_its_number():
+    """Numbers of barriers and bound checks, by which the mutation test takes them out, are unique."""
+    found = mutations.numbers()
+    assert sorted(found) == list(range(1, len(found) + 1))
+
+
+def test_taking_out_a_check_is_noticed(tmp_path):
+    """A sample; `make mutate` takes out each in turn."""
+    for number in mutations.sample(2, seed=len(mutations.numbers())):
+        assert mutations.noticed(number, tmp_path) is not None, mutations.numbers()[number]

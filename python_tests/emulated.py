@@ -1,0 +1,124 @@
+"""The CUDA operations, compiled for the CPU with the emulator: ``torch.ops.rtrl_ext_emulated``.
+
+Built once per state of the sources, into ``build/emulated``; never part of a wheel.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+NAMESPACE = "rtrl_ext_emulated"
+FLAGS = [
+    "-std=c++17", "-DRX_CUDA_ON_CPU", "-DRX_NS=emulated", f"-I{ROOT / 'csrc'}",
+    f"-I{ROOT / 'csrc_tests'}", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas",
+]  # fmt: skip
+KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
+EMULATOR = ROOT / "csrc_tests" / "emulator.cpp"
+
+
+def compiler() -> str:
+    """g++ or what CXX names; the test is skipped where there is none."""
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+def compile_all(sources: list[Path], flags: list[str], folder: Path, link: list[str]) -> None:
+    """Compiles ``sources`` (CUDA ones as C++) side by side and links them with ``link``."""
+    cxx = compiler()
+    objects = [folder / f"{source.name}.o" for source in sources]
+
+    def one(pair: tuple[Path, Path]) -> None:
+        source, target = pair
+        subprocess.run([cxx, *flags, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(one, zip(sources, objects, strict=True)))
+    subprocess.run([cxx, *map(str, objects), *link], check=True)
+
+
+#: flags of the kernels and their driver, and of the emulator where they differ
+MODES: dict[str, tuple[list[str], list[str] | None]] = {
+    "plain": ([], None),
+    "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], None),
+    # the scheduler of fibers itself is not watched
+    "thread": (["-fsanitize=thread"], ["-DRX_EMULATOR_TSAN"]),
+}
+
+
+def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
+    """csrc_tests/test_leaky.cpp built in one mode; skipped where a sanitizer's runtime is missing."""
+    flags, emulator = MODES[mode]
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() { return 0; }\n")
+    cxx = compiler()
+    made = subprocess.run(
+        [cxx, *flags, str(probe), "-o", str(folder / "probe")], check=False, capture_output=True
+    )
+    if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
+        pytest.skip(f"no {mode} sanitizer")
+    common = [*FLAGS, "-O1", "-g1", *extra]
+    runtime, target = folder / f"emulator-{mode}.o", folder / f"test_leaky-{mode}"
+    own = flags if emulator is None else emulator
+    subprocess.run([cxx, *common, *own, "-c", str(EMULATOR), "-o", str(runtime)], check=True)
+    sources = [*KERNELS, ROOT / "csrc_tests" / "test_leaky.cpp"]
+    compile_all(sources, [*common, *flags], folder, [*flags, str(runtime), "-o", str(target)])
+    return target
+
+
+def run(program: Path, cases: Path) -> "subprocess.CompletedProcess[str]":
+    """The driver on a file of cases."""
+    return subprocess.run(
+        [program, cases], capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def _state() -> str:
+    """A name for the present state of everything that goes into the library."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for folder in ("csrc", "csrc_tests"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def load():  # type: ignore[no-untyped-def]
+    """The emulated operations, with shapes and derivatives as the compiled ones have them."""
+    from rtrl_ext import _functorch, _kernels
+
+    folder = ROOT / "build" / "emulated"
+    library = folder / f"emulated-{_state()}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        where = importlib.util.find_spec("torch").submodule_search_locations[0]
+        flags = [
+            *FLAGS, "-O2", "-fPIC", "-fvisibility=hidden", "-isystem", f"{where}/include",
+            "-DTORCH_TARGET_VERSION=0x020d000000000000",
+        ]  # fmt: skip
+        sources = [
+            *KERNELS, EMULATOR, ROOT / "csrc" / "ops" / "leaky_cuda.cpp",
+            ROOT / "csrc_tests" / "emulated_ops.cpp",
+        ]  # fmt: skip
+        part = library.with_suffix(".part")
+        compile_all(
+            sources, flags, folder, ["-shared", "-o", str(part), f"{where}/lib/libtorch_cpu.so"]
+        )
+        part.rename(library)
+    torch.ops.load_library(str(library))
+    _kernels.register(NAMESPACE)
+    _functorch.register(NAMESPACE)
+    return getattr(torch.ops, NAMESPACE)

@@ -1,0 +1,127 @@
+"""Cases of the LeakyRNN recurrence: arguments of the four operations, for tests against the
+reference, in memory and as a file for csrc_tests/test_leaky.cpp."""
+
+import struct
+from pathlib import Path
+
+import torch
+
+from rtrl_ext.reference import leaky_rnn as reference
+
+PERSISTENT, STEPWISE = 1, 2
+FORWARD, REVERSED, RANDOM = range(3)
+NAMES = ("leaky_forward", "leaky_backward", "leaky_forward_jvp", "leaky_backward_jvp")
+CELLS = [(0, False), (0, True), (1, False)]
+POLICIES = [  # policy, mu, window, decay
+    (0, 0.0, 0, 0.0), (0, 0.0, 2, 0.0), (1, 0.0, 0, 0.0), (1, 0.0, 0, 0.5), (2, 0.0, 0, 0.0),
+    (3, 0.3, 0, 0.0), (4, 0.3, 0, 0.0),
+]  # fmt: skip
+
+
+class Problem:
+    """Random operands; ``shape`` is (L, lead of the weights, T, B, n), ``cell`` (form, unit)."""
+
+    def __init__(self, shape, cell, act, ragged, dtype=torch.float64):
+        self.L, lead, self.T, self.B, self.n = shape
+        (self.form, self.unit), self.act = cell, act
+        self.generator = torch.Generator().manual_seed(3)
+        self.dtype = dtype
+        self.w = self.new(lead, self.n, self.n) / self.n**0.5
+        self.leak = torch.ones(1, self.n, dtype=dtype)
+        if not self.unit:
+            uniform = torch.rand(lead, self.n, generator=self.generator, dtype=torch.float64)
+            self.leak = (0.1 + 0.8 * uniform).to(dtype)
+        self.lengths = None
+        if ragged:
+            self.lengths = torch.randint(1, self.T + 1, (self.B,), generator=self.generator)
+        self.options = (self.lengths, self.form, act, self.unit)
+
+    def new(self, *size):
+        return torch.randn(*size, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def calls(self):
+        """(name, arguments) of all four operations, for every policy."""
+        L, T, B, n = self.L, self.T, self.B, self.n
+        cell = (self.w, self.leak, *self.options)
+        y0, s0 = self.new(1, B, n), self.new(L, B, n)
+        forward = (self.new(L, T, B, n), y0, s0, *cell)
+        yield "leaky_forward", forward
+        y, aux, _ = reference.leaky_forward(*forward)
+        for policy in POLICIES:
+            gaux = None if self.unit else self.new(L, T, B, n)
+            signals = (self.new(L, T, B, n), gaux, self.new(L, B, n))
+            yield "leaky_backward", (*signals, y, aux, *cell, *policy, True)
+        exact = (self.new(L, T, B, n), None, None, y, aux, *cell, *POLICIES[0])
+        delta, _, _, lam = reference.leaky_backward(*exact, True)
+        yield "leaky_backward", (*exact, False)
+        for dleak in (None,) if self.unit else (None, self.new(1, n)):
+            tangents = (self.new(L, T, B, n), self.new(1, B, n), self.new(1, B, n), dleak)
+            moved = (*tangents, y, aux, y0, s0, *cell)
+            yield "leaky_forward_jvp", (*moved, True)
+            dy, daux, _, _ = reference.leaky_forward_jvp(*moved, False)
+            back = (self.new(L, T, B, n), self.new(L, B, n), dleak, dy, daux, y, aux, lam, delta)
+            yield "leaky_backward_jvp", (*back, *cell, True)
+
+
+def small_problems(small):
+    """Tails everywhere; every cell, activation and policy; ragged rows."""
+    shapes = [(1, 1, 1, 1, 1), (2, 2, 3, 3, 6), (2, 1, 2, 5, 8)]
+    if not small:
+        shapes += [(1, 1, 3, 5, 33), (3, 3, 2, 2, 40)]
+    for shape in shapes:
+        for number, cell in enumerate(CELLS):
+            yield Problem(shape, cell, (0, 2, 1)[number], shape[2] > 1)
+    yield Problem((1, 1, 2, 3, 5), CELLS[0], 3, True)
+
+
+def expected(name, arguments):
+    """The reference's results in float64."""
+    wide = [
+        a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        for a in arguments
+    ]
+    return getattr(reference, name)(*wide)
+
+
+def _array(x):
+    if x is None or x.dim() == 1:  # what isn't kept
+        return struct.pack("<2q", -1, 0)
+    lead = 1 if x.shape[0] != 1 else 0
+    return struct.pack("<2q", lead, x.numel()) + x.contiguous().numpy().tobytes()
+
+
+def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RANDOM, 1),)) -> int:
+    """Writes the cases of ``problems`` for csrc_tests/test_leaky.cpp; returns how many."""
+    count = 0
+    with open(path, "wb") as stream:
+        for problem in problems:
+            for name, arguments in problem.calls():
+                kernel = NAMES.index(name)
+                tensors = [a for a in arguments if isinstance(a, torch.Tensor) or a is None]
+                policy, mu, window, decay = (0, 0.0, 0, 0.0)
+                if kernel == 1:
+                    policy, mu, window, decay = arguments[-5:-1]
+                # lengths is the first that has no leading dimension and is no number
+                inputs = tensors[: {0: 5, 1: 7, 2: 10, 3: 11}[kernel]]
+                if kernel == 2:
+                    inputs = [x for i, x in enumerate(inputs) if i != 6]  # y0 is not used
+                results = [*expected(name, arguments), None, None][:4]
+                lengths = problem.lengths
+                for strategy in strategies:
+                    columns = kernel == 1 and policy in (1, 2)
+                    for order, seed in orders:
+                        stream.write(
+                            struct.pack(
+                                "<15q2d", kernel, 3 if columns else strategy, order, seed, 90,
+                                problem.L, problem.T, problem.B, problem.n, problem.form,
+                                problem.act, problem.unit, policy, window, len(inputs), mu, decay,
+                            )
+                        )  # fmt: skip
+                        ragged = b"" if lengths is None else lengths.numpy().tobytes()
+                        stream.write(struct.pack("<q", len(ragged) // 8) + ragged)
+                        for x in inputs:
+                            stream.write(_array(x))
+                        for x in results:
+                            stream.write(_array(x))
+                        count += 1
+    return count

@@ -1,0 +1,37 @@
+"""How recurrences run on CUDA devices; see docs/cuda.md for the rule."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import _kernels
+
+STRATEGIES = ("auto", "persistent", "stepwise")
+
+
+def is_built() -> bool:
+    """Whether this build of the library has CUDA kernels (``rtrl-ext info`` names architectures)."""
+    return bool(_kernels.CUDA_ARCHITECTURES)
+
+
+@contextmanager
+def strategy(name: str) -> Iterator[None]:
+    """Inside, CUDA recurrences of the whole process run as ``name`` says.
+
+    "auto": persistent where the recurrent matrix fits in a block's shared memory, else stepwise.
+    "persistent": one launch for all steps; a size that doesn't fit raises RuntimeError with what it
+    needs. "stepwise": a matrix product and one pointwise kernel per step. Rules that carry nothing
+    from unit to unit take one launch in any case. Results differ by rounding alone.
+
+    Raises ValueError for another name, RuntimeError if the library was built without CUDA.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"name is {name!r}; expected one of {', '.join(STRATEGIES)}")
+    if not is_built():
+        raise RuntimeError(_kernels.NO_CUDA)
+    before = torch.ops.rtrl_ext.cuda_strategy(STRATEGIES.index(name))
+    try:
+        yield
+    finally:
+        torch.ops.rtrl_ext.cuda_strategy(before)
