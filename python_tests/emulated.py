@@ -57,7 +57,7 @@ MODES: dict[str, tuple[list[str], list[str] | None]] = {
 
 
 def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
-    """csrc_tests/test_leaky.cpp built in one mode; skipped where a sanitizer's runtime is missing."""
+    """csrc_tests/test_leaky.cpp built in one mode; skipped where a runtime is missing."""
     flags, emulator = MODES[mode]
     probe = folder / "probe.cpp"
     probe.write_text("int main() { return 0; }\n")

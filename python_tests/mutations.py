@@ -1,5 +1,6 @@
 """Takes out one barrier or bound check of the CUDA kernels at a time and asks whether the cases of
-``leaky_cases`` notice: ``python python_tests/mutations.py TABLE.md`` (``make mutate``) takes out all.
+``leaky_cases`` notice. ``python python_tests/mutations.py TABLE.md`` (``make mutate``) takes out
+all of them.
 """
 
 import random

@@ -54,7 +54,9 @@ def measure(architecture: str) -> Numbers:
     names = subprocess.run(
         [shutil.which("c++filt") or "c++filt", *found], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    short = [re.sub(r"\((?!bool|int|rx::Transport\)).*|void |rx::cuda::", "", n) for n in names]
+    # the name up to the parameters, without the namespaces
+    short = [re.sub(r">\(.*", ">", n.removeprefix("void ")) for n in names]
+    short = [re.sub(r"rx::cuda::|\(rx::(cuda::)?(Transport|Part)\)", "", n) for n in short]
     return dict(sorted(zip(short, found.values(), strict=True)))
 
 

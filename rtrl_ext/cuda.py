@@ -11,7 +11,7 @@ STRATEGIES = ("auto", "persistent", "stepwise")
 
 
 def is_built() -> bool:
-    """Whether this build of the library has CUDA kernels (``rtrl-ext info`` names architectures)."""
+    """Whether this build has CUDA kernels (``rtrl-ext info`` names the architectures)."""
     return bool(_kernels.CUDA_ARCHITECTURES)
 
 

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_or_goes_stepwise(ops):
 
 def test_refusals_name_the_argument(ops):
     problem = Problem((1, 1, 3, 2, 8), (0, False), 0, False)
-    name, arguments = next(problem.calls())
+    _, arguments = next(problem.calls())
     with pytest.raises(RuntimeError, match="w has another dtype"):
         ops.leaky_forward(*arguments[:3], arguments[3].float(), *arguments[4:])
     with pytest.raises(RuntimeError, match="w has the wrong shape"):

@@ -20,7 +20,7 @@ def test_small_shapes(mode, tmp_path):
 
 
 def test_every_check_has_its_number():
-    """Numbers of barriers and bound checks, by which the mutation test takes them out, are unique."""
+    """The mutation test takes out barriers and bound checks by their numbers."""
     found = mutations.numbers()
     assert sorted(found) == list(range(1, len(found) + 1))
 

@@ -1,5 +1,7 @@
 """The rule by which a recurrence goes persistent or stepwise: a function of card and sizes."""
 
+import re
+
 import emulated
 import pytest
 
@@ -32,6 +34,21 @@ def test_shared_memory(ops, architecture, shared):
 def test_sizes_that_must_fit(ops, architecture):
     assert largest(ops, architecture, 4, 4) >= 192
     assert largest(ops, architecture, 2, 4) >= 256
+
+
+def test_the_table_of_the_documentation(ops):
+    rows = re.findall(
+        r"\| (sm_[\d, sm_]+) \| (\d+) KiB \| (\d+) \| (\d+) \| (\d+) \|",
+        (emulated.ROOT / "docs" / "cuda.md").read_text(),
+    )
+    seen = []
+    for names, shared, *sizes in rows:
+        for architecture in map(int, re.findall(r"\d+", names)):
+            seen.append(architecture)
+            assert ops.card(architecture)[0] == int(shared) << 10
+            found = [largest(ops, architecture, *bytes_) for bytes_ in ((4, 4), (8, 8), (2, 4))]
+            assert found == list(map(int, sizes))
+    assert seen == [80, 90, 100, 120]
 
 
 def test_sizes_that_must_fit_on_small_cards(ops):
