@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from .. import _state
+from .._checks import scalar_loss
 from ._data import Batches
 
 SEED = 0x5EED
@@ -148,16 +149,7 @@ class Problem:
 
     def loss(self, output: Any, target: Any) -> Tensor:
         """The scalar loss, checked."""
-        value = self.loss_fn(output, target)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"loss_fn: returned {type(value).__name__}, expected a scalar tensor")
-        if value.numel() != 1:
-            raise ValueError(
-                f"loss_fn: returned shape {tuple(value.shape)}, expected a scalar (mean over terms)"
-            )
-        if not value.is_floating_point():
-            raise TypeError(f"loss_fn: returned {value.dtype}, expected a floating scalar")
-        return value.reshape(())
+        return scalar_loss(self.loss_fn(output, target))
 
     def value(self, point: Mapping[str, Tensor], x: Any, target: Any) -> Tensor:
         """The loss at ``point``."""
