@@ -24,7 +24,7 @@ def numbers() -> dict[int, str]:
                 what = "barrier" if kind == "BARRIER" else f"`{rest.strip()}`"
                 if int(number) in found:
                     raise ValueError(f"{path.name}:{line}: number {number} is taken")
-                found[int(number)] = f"{path.name}:{line} {what}"
+                found[int(number)] = f"{path.name}, {what}"
     return found
 
 

@@ -2,6 +2,7 @@
 // choices.
 #pragma once
 #include "cells/leaky.h"
+#include "kernels/activation.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/leaky.h"
 
@@ -109,21 +110,6 @@ inline __attribute__((always_inline)) void columns(int64_t n, F&& f) {
 template <class T>
 void zero_row(T* p, int64_t n) {
   for (int64_t i = 0; p && i < n; ++i) p[i] = 0;
-}
-
-// Calls f.template operator()<Act>() for the activation.
-template <class F>
-void with_activation(Activation act, F&& f) {
-  switch (act) {
-    case Activation::Tanh:
-      return f(Tanh{});
-    case Activation::Relu:
-      return f(Relu{});
-    case Activation::Softplus:
-      return f(Softplus{});
-    default:
-      return f(Identity{});
-  }
 }
 
 }  // namespace RX_NS

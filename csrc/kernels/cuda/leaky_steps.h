@@ -2,26 +2,13 @@
 // (`begin`), what one step does (`run`, given the recurrent product of the carry), and what is left to do (`finish`).
 #pragma once
 #include "cells/leaky.h"
+#include "kernels/activation.h"
 #include "kernels/cuda/rows.h"
 
 namespace rx {
 namespace cuda {
 
 using namespace RX_NS;
-
-template <class F>
-__device__ __forceinline__ void with_activation(Activation act, F&& f) {
-  switch (act) {
-    case Activation::Tanh:
-      return f(Tanh{});
-    case Activation::Relu:
-      return f(Relu{});
-    case Activation::Softplus:
-      return f(Softplus{});
-    default:
-      return f(Identity{});
-  }
-}
 
 template <class T, bool Voltage, bool Unit>
 struct ForwardStep {
