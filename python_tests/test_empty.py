@@ -71,6 +71,23 @@ def test_no_directions(net):
         assert shapes(vmap(product)(none)) == empty(params)
 
 
+@pytest.mark.parametrize("form", ["rate", "voltage"])
+def test_derivatives_over_no_inputs(form):
+    net = rx.LeakyRNN(M, N, leak=0.5, form=form)
+    params = {n: p.detach() for n, p in net.named_parameters()}
+    x = torch.randn(0, T, B, M)
+
+    def loss(p, a):
+        return functional_call(net, p, (a,))[0].square().sum()
+
+    assert vmap(lambda a: jvp(lambda p: loss(p, a), (params,), (params,))[1])(x).shape == (0,)
+    second = vmap(lambda a: jvp(grad(lambda p: loss(p, a)), (params,), (params,))[1])(x)
+    assert shapes(second) == empty(params)
+    v = {n: p[None] for n, p in params.items()}
+    products = vmap(lambda a: rx.functional.hvp(lambda p: loss(p, a), params, v))(x)
+    assert shapes(products) == {n: (0, 1, *p.shape) for n, p in params.items()}
+
+
 @pytest.mark.parametrize("size", [0, 3])
 def test_vmap_over_lengths(net, size):
     x = torch.randn(T, B, M)

@@ -271,7 +271,7 @@ def backward_vjp(
             row = torch.arange(batch, device=y.device)
             extra_n = extra[:, -1] if lengths is None else extra[:, lengths - 1, row]
         moved = torch.matmul(rows(shifted(zero, extra)), w.transpose(1, 2))
-        moved = moved.reshape(-1, steps, batch, n)
+        moved = moved.reshape(moved.shape[0], steps, batch, n)
         c_delta = moved if c_delta is None else c_delta + moved
     if c_delta is None:
         c_delta = torch.zeros_like(y)

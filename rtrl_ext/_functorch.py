@@ -77,7 +77,7 @@ class Forward(Function):
         if dw is not None:
             before = _formulas.shifted(y0, y)
             moved = torch.matmul(rows(before), dw.transpose(1, 2))
-            moved = moved.reshape(-1, *before.shape[1:])
+            moved = moved.reshape(moved.shape[0], *before.shape[1:])
             dpre = moved if dpre is None else dpre + moved
         dy, daux, ds_n, _ = ForwardJvp.apply(
             _zeros(y) if dpre is None else dpre,
@@ -145,7 +145,8 @@ class Backward(Function):
         form, _, unit_leak = ctx.flags
         first = None
         if dw is not None:
-            moved = torch.matmul(rows(delta), dw).reshape(-1, *delta.shape[1:])
+            moved = torch.matmul(rows(delta), dw)
+            moved = moved.reshape(moved.shape[0], *delta.shape[1:])
             first = moved[:, 0]
             moved = torch.cat([moved[:, 1:], torch.zeros_like(moved[:, :1])], 1)
             dgy = moved if dgy is None else dgy + moved

@@ -34,6 +34,12 @@ def lead(*tensors: Tensor | None) -> Tensors:
     return tuple(None if x is None else x.unsqueeze(0) for x in tensors)
 
 
+def _batched(tensors: Tensors) -> bool:
+    """Whether torch's older vmap, that of ``is_grads_batched``, runs over one (private name)."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    return any(t is not None and legacy(t) for t in tensors)
+
+
 def tail(*tensors: Tensor | None) -> Tensors:
     return tuple(None if x is None else x.squeeze(0) for x in tensors)
 
@@ -125,7 +131,7 @@ class Backward(Function):
         _, _, _, _, y0, _, _, _, delta, _ = ctx.saved_tensors
         c_dx, c_du, c_dw = cotangents[:3]
         g_gy, g_gs_n, g_y, g_aux, g_w = _transposed(ctx, cotangents)
-        once = not (torch.is_grad_enabled() or in_transform())
+        once = not (torch.is_grad_enabled() or in_transform() or _batched(cotangents))
         g_y0 = None
         if c_dw is not None:
             n = delta.shape[2]
@@ -141,12 +147,14 @@ class Backward(Function):
             g_y0 = None if y0 is None else first
         need = ctx.needs_input_grad
         flat = delta.reshape(-1, delta.shape[2])
+        g_u = None
+        if need[3] and c_dx is not None:
+            g_u = torch.matmul(flat.t(), c_dx.reshape(-1, c_dx.shape[2]))
         return (
             g_gy if ctx.given[0] else None,
             g_gs_n if ctx.given[1] else None,
             torch.matmul(delta, c_du) if need[2] and c_du is not None else None,
-            torch.matmul(flat.t(), c_dx.flatten(0, 1)) if need[3] and c_dx is not None else None,
-            g_y, g_aux, g_y0, g_w,
+            g_u, g_y, g_aux, g_y0, g_w,
         ) + (None,) * 7  # fmt: skip
 
     @staticmethod

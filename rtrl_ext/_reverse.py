@@ -1,9 +1,20 @@
 """Second derivatives in reverse mode: gradients that may be missing, and many at once."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Inside, compiled parts run as they were written: their graphs hide from transforms and have
+    no second derivatives."""
+    if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def requiring_grad(point: dict[str, Tensor]) -> dict[str, Tensor]:

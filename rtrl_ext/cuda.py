@@ -24,8 +24,10 @@ def strategy(name: str) -> Iterator[None]:
     needs. "stepwise": a matrix product and one pointwise kernel per step. Rules that carry nothing
     from unit to unit take one launch in any case. Results differ by rounding alone.
 
-    Raises ValueError for another name, RuntimeError if the library was built without CUDA.
+    Raises TypeError and ValueError for another name, RuntimeError if built without CUDA.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is a {type(name).__name__}; expected a str")
     if name not in STRATEGIES:
         raise ValueError(f"name is {name!r}; expected one of {', '.join(STRATEGIES)}")
     if not is_built():

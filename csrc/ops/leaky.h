@@ -20,6 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> leaky_forward(const Tensor& pre, const Tensor
   Tensor y = make(pre, {L, T_, B, n});
   Tensor aux = unit_leak ? make(pre, {0}) : make(pre, {L, T_, B, n});
   Tensor s_n = make(pre, {L, B, n});
+  if (lengths) torch::stable::zero_(s_n);  // of rows whose length is out of range
   if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
   LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);

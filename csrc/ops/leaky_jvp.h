@@ -27,6 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_forward_jvp(const Tensor& dpre,
   Tensor dy = make(dpre, {L, T_, B, n}), ds_n = make(dpre, {L, B, n});
   Tensor daux = unit_leak ? make(dpre, {0}) : make(dpre, {L, T_, B, n});
   Tensor du = want_du ? make(dpre, {L, T_, B, n}) : make(dpre, {0});
+  if (lengths) torch::stable::zero_(ds_n);  // of rows whose length is out of range
   if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, du};
   LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);

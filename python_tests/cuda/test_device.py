@@ -28,6 +28,8 @@ def test_strategy_of_the_real_library():
     assert ops.cuda_strategy(0) == 0
     with pytest.raises(ValueError, match="name is 'fast'; expected one of auto, persistent"):
         rx.cuda.strategy("fast").__enter__()
+    with pytest.raises(TypeError, match="name is a int; expected a str"):
+        rx.cuda.strategy(3).__enter__()
 
 
 def test_operations_are_there_for_cuda():

@@ -128,3 +128,25 @@ def test_refusals_name_the_argument(ops):
         ops.leaky_forward(*arguments[:3], arguments[3][:, :4], *arguments[4:])
     with pytest.raises(RuntimeError, match="float32 or float64"):
         ops.leaky_forward(*(a.half() if isinstance(a, torch.Tensor) else a for a in arguments))
+
+
+@pytest.mark.parametrize("act", range(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinite_and_missing_numbers(ops, act, dtype):
+    """As on the CPU: infinities give the limits, NaN passes through."""
+    values = torch.tensor([float("inf"), -float("inf"), 800, -800, float("nan"), 0.5], dtype=dtype)
+    n = len(values)
+    zero, one = torch.zeros(1, 1, n, dtype=dtype), torch.ones(1, n, dtype=dtype)
+    args = (values.view(1, 1, 1, n), zero, zero, torch.zeros(1, n, n, dtype=dtype), one / 2)
+    _, found, _ = ops.leaky_forward(*args, None, 0, act, False)
+    _, right, _ = torch.ops.rtrl_ext.leaky_forward(*args, None, 0, act, False)
+    torch.testing.assert_close(found, right, equal_nan=True)
+
+
+def test_lengths_out_of_range_read_no_foreign_memory(ops):
+    problem = Problem((1, 1, 3, 2, 4), (0, False), 0, False)
+    _, arguments = next(problem.calls())
+    for library in (ops, torch.ops.rtrl_ext):
+        for lengths in (torch.tensor([0, 9]), torch.tensor([-1, 4])):
+            *_, s_n = library.leaky_forward(*arguments[:5], lengths, *arguments[6:])
+            assert not s_n.any()

@@ -1,6 +1,5 @@
 """Conditions under which every product is evaluated, and the model as a function of parameters."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .. import _state
 from .._checks import scalar_loss
+from .._reverse import uncompiled
 from ._data import Batches
 
 SEED = 0x5EED
@@ -38,8 +38,7 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             else:
                 stack.enter_context(_without_onednn())
-        if "torch._dynamo" in sys.modules:  # compiled parts would hide from torch.func
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         yield
 
 

@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vjp, vmap
 from .._autograd import in_transform
 from .._checks import check_like, check_tensor, scalar_loss
 from .._inspection import Inspection
-from .._reverse import gradients, requiring_grad
+from .._reverse import gradients, requiring_grad, uncompiled
 from .._state import exact_gradients
 
 Parameters = dict[str, Tensor]
@@ -111,8 +111,9 @@ def hvp(
     def loss(p: Parameters) -> Tensor:
         return scalar_loss(loss_fn(p))
 
-    with torch.no_grad(), exact_gradients():
-        if not in_transform() and (result := _one_by_one(loss, at, directions)) is not None:
+    with torch.no_grad(), exact_gradients(), uncompiled():
+        plain = not (in_transform() or torch.compiler.is_compiling())
+        if plain and (result := _one_by_one(loss, at, directions)) is not None:
             return result
 
         def product(v: Parameters) -> Parameters:
@@ -166,7 +167,7 @@ def ggn_vp(
 
         return output
 
-    with torch.no_grad(), exact_gradients():
+    with torch.no_grad(), exact_gradients(), uncompiled():
         output, pull, *_ = vjp(output_of, at)
 
         def product(v: Parameters, curve: Callable[[Any], Any]) -> Parameters:

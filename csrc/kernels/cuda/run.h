@@ -30,7 +30,10 @@ const char* run_persistent(const char* name, const typename Step::Params& p, con
   g.tiles = (g.rows + Rows - 1) / Rows;
   const int64_t bytes = persistent_bytes(p.s.n, 1, sizeof(T), sizeof(T), Rows), blocks = g.groups * g.tiles;
   if (blocks > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
-  if (!set_max_dynamic_shared(persistent<Step, Rows>, static_cast<size_t>(bytes))) return error_of(name, last_error());
+  // The card's maximum, not this call's need: the limit is the kernel's, and other threads may launch it too.
+  if (!set_max_dynamic_shared(persistent<Step, Rows>, static_cast<size_t>(launch.card.shared))) {
+    return error_of(name, last_error());
+  }
   RX_LAUNCH((persistent<Step, Rows>), dim3(static_cast<unsigned>(blocks)),
             dim3(static_cast<unsigned>(persistent_threads(p.s.n))), static_cast<size_t>(bytes), launch.stream, p, g);
   return error_of(name, last_error());
@@ -68,6 +71,7 @@ const char* run_stepwise(const char* name, const typename Step::Params& p, const
     launch.multiply(launch.context);
     const int64_t t = Step::kBackwards ? p.s.T - 1 - step : step;
     RX_LAUNCH((pointwise<Step, Part::Run>), grid, dim3(kPointThreads), 0, launch.stream, p, kept, t, vec);
+    if (const char* error = last_error()) return error_of(name, error);
   }
   if constexpr (Step::kFinishes) {
     launch.multiply(launch.context);
@@ -78,6 +82,7 @@ const char* run_stepwise(const char* name, const typename Step::Params& p, const
 
 template <class Step>
 const char* run(const char* name, const typename Step::Params& p, const Launch<typename Step::Number>& launch, bool vec) {
+  if (const char* error = last_error()) return error_of("a CUDA call before this one", error);
   if (launch.strategy == Strategy::Stepwise) return run_stepwise<Step>(name, p, launch, vec);
   if (tile_rows(launch.card, p.s.L * p.s.B) == kRowsMax) return run_persistent<Step, kRowsMax>(name, p, launch, vec);
   return run_persistent<Step, kRowsMin>(name, p, launch, vec);

@@ -35,10 +35,10 @@ RX_FN double tanh_(double x) {
   return tanh(x);
 }
 RX_FN float softplus_(float x) {
-  return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))) + (x - x);  // x - x: fmaxf drops a NaN
+  return max0(x) + log1pf(expf(-fabsf(x)));  // max0, since fmaxf drops a NaN
 }
 RX_FN double softplus_(double x) {
-  return fmax(x, 0.0) + log1p(exp(-fabs(x))) + (x - x);
+  return max0(x) + log1p(exp(-fabs(x)));
 }
 RX_FN float one_minus_exp_neg(float x) {
   return -expm1f(-x);
