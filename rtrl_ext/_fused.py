@@ -143,11 +143,10 @@ def _fused(
     else:
         matrix = w if transport is None else transport[0]
     need_leak = need[8]
-    with below_autograd():
-        out = torch.ops.rtrl_ext.leaky_layer_backward.default(
-            gy, gs_n, x, y, aux, y0, w_ih, matrix, leak, lengths, *flags, *rule,
-            _bits(need), need_leak and flags[0] == RATE,
-        )  # fmt: skip
+    out = torch.ops.rtrl_ext.leaky_layer_backward.default(
+        gy, gs_n, x, y, aux, y0, w_ih, matrix, leak, lengths, *flags, *rule,
+        _bits(need), need_leak and flags[0] == RATE,
+    )  # fmt: skip
     g_leak = None
     if need_leak:
         saved = _saved(ctx, tensors)
