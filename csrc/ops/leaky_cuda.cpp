@@ -61,9 +61,12 @@ struct OnCuda {
                   const char* (*start)(const P&, const cuda::Launch<T>&)) {
     const Context context(like);
     cuda::Launch<T> launch{};
-    check(cuda::describe(launch.card));
     const int64_t n = p.s.n, L = p.s.L, B = p.s.B;
-    const bool fits = cuda::persistent_fits(launch.card, n, 1, sizeof(T), sizeof(T));
+    bool fits = false;
+    if (w) {  // without a product the card doesn't matter
+      check(cuda::describe(launch.card));
+      fits = cuda::persistent_fits(launch.card, n, 1, sizeof(T), sizeof(T));
+    }
     launch.stream = context.stream();
     launch.strategy = cuda::choose(static_cast<cuda::Strategy>(asked.load()), w.has_value(), fits);
     STD_TORCH_CHECK(launch.strategy != cuda::Strategy::Automatic,
