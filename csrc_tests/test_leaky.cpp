@@ -1,9 +1,10 @@
-// Runs the CUDA launchers of the LeakyRNN recurrence without torch on cases that Python wrote to a file (python_tests/cuda/
-// cases.py), each array in a heap block of its own, so that sanitizers see every access beyond it. Exits with 1 at the first
-// difference from the results in the file.
+// Runs the CUDA launchers of the LeakyRNN recurrence without torch on cases that Python wrote to a file (python_tests/
+// leaky_cases.py), each array in a heap block of its own, so that sanitizers see every access beyond it. Exits with 1 at the
+// first difference from the results in the file.
 //   test_leaky FILE
-// A case: 15 int64 (kernel, strategy, order, seed, architecture, L, T, B, n, form, act, unit_leak, policy, window, inputs),
-// 2 doubles (mu, decay), lengths; then the inputs and 4 outputs. An array: int64 lead (-1: absent), int64 count, doubles.
+// A case: 16 int64 (kernel, strategy, order, seed, architecture, L, T, B, n, form, act, unit_leak, policy, window, inputs,
+// element type: 0 double, 1 float, 2 bfloat16, 3 float16), 3 doubles (mu, decay, tolerance), lengths; then the inputs and 4
+// outputs. An array: int64 lead (-1: absent), int64 count, doubles.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -15,14 +16,56 @@
 
 namespace {
 
+using rx::ComputeOf;
 using rx::In;
-using Number = double;
+
+template <class E>
+E number(double x) {
+  return static_cast<E>(x);
+}
+template <>
+rx::BFloat16 number<rx::BFloat16>(double x) {
+  return {rx::emulator::bfloat16_bits(static_cast<float>(x))};
+}
+template <>
+rx::Float16 number<rx::Float16>(double x) {
+  return {rx::emulator::half_bits(static_cast<float>(x))};
+}
+template <class E>
+double value(E x) {
+  return x;
+}
+double value(rx::BFloat16 x) {
+  return rx::emulator::bfloat16_value(x.bits);
+}
+double value(rx::Float16 x) {
+  return rx::emulator::half_value(x.bits);
+}
 
 struct Array {
   int64_t lead = -1, count = 0;
-  std::unique_ptr<Number[]> numbers;
+  std::vector<double> numbers;
+};
 
-  In<Number> in() const { return lead < 0 ? In<Number>{} : In<Number>{numbers.get(), lead == 1}; }
+// Arrays of element type E or ComputeOf<E>, each in a block of its own.
+class Heap {
+ public:
+  template <class T>
+  In<T> in(const Array& a) {
+    if (a.lead < 0) return {};
+    T* p = fresh<T>(a.count);
+    for (int64_t i = 0; i < a.count; ++i) p[i] = number<T>(a.numbers[static_cast<size_t>(i)]);
+    return {p, a.lead == 1};
+  }
+  template <class T>
+  T* fresh(int64_t count) {
+    T* p = new T[static_cast<size_t>(count)];
+    blocks_.emplace_back(p, [](void* q) { delete[] static_cast<T*>(q); });
+    return p;
+  }
+
+ private:
+  std::vector<std::unique_ptr<void, void (*)(void*)>> blocks_;
 };
 
 FILE* file = nullptr;
@@ -37,125 +80,141 @@ Array read_array() {
   if (!read(head, 2)) std::abort();
   a.lead = head[0];
   a.count = head[1];
-  a.numbers.reset(new Number[static_cast<size_t>(a.count)]);
-  if (!read(a.numbers.get(), a.count)) std::abort();
+  a.numbers.resize(static_cast<size_t>(a.count));
+  if (!read(a.numbers.data(), a.count)) std::abort();
   return a;
 }
 
 // What a stepwise run multiplies with: product = carry M or carry M^T, rows of a group under one matrix.
+template <class E>
 struct Multiply {
-  const Number *carry, *matrix;
-  Number* product;
+  const E *carry, *matrix;
+  ComputeOf<E>* product;
   int64_t groups, rows, n;
   bool transposed;
   static void call(void* context) {
     const Multiply& m = *static_cast<const Multiply*>(context);
     for (int64_t g = 0; g < m.groups; ++g) {
-      const Number* w = m.matrix + g * m.n * m.n;
+      const E* w = m.matrix + g * m.n * m.n;
       for (int64_t r = g * m.rows; r < (g + 1) * m.rows; ++r) {
         for (int64_t j = 0; j < m.n; ++j) {
-          Number sum = 0;
-          for (int64_t k = 0; k < m.n; ++k) sum += m.carry[r * m.n + k] * (m.transposed ? w[j * m.n + k] : w[k * m.n + j]);
-          m.product[r * m.n + j] = sum;
+          double sum = 0;
+          for (int64_t k = 0; k < m.n; ++k) {
+            sum += value(m.carry[r * m.n + k]) * value(m.transposed ? w[j * m.n + k] : w[k * m.n + j]);
+          }
+          m.product[r * m.n + j] = static_cast<ComputeOf<E>>(sum);
         }
       }
     }
   }
 };
 
-template <class P>
-const char* start(const P& p, int64_t strategy, bool transposed,
-                  const char* (*run)(const P&, const rx::cuda::Launch<Number>&)) {
-  rx::cuda::Launch<Number> launch{};
+template <class E, class P>
+const char* start(Heap& heap, const P& p, int64_t strategy, bool transposed,
+                  const char* (*run)(const P&, const rx::cuda::Launch<E>&)) {
+  using T = ComputeOf<E>;
+  rx::cuda::Launch<E> launch{};
   if (const char* error = rx::cuda::describe(launch.card)) return error;
   launch.strategy = static_cast<rx::cuda::Strategy>(strategy);
   const int64_t rows = p.s.L * p.s.B, size = rows * p.s.n;
-  std::unique_ptr<Number[]> kept[4];
-  for (auto& k : kept) k.reset(new Number[static_cast<size_t>(size)]);
-  launch.state = kept[0].get();
-  launch.extra = kept[1].get();
-  launch.carry = kept[2].get();
-  launch.product = kept[3].get();
-  Multiply multiply{launch.carry, p.w.p, launch.product, p.w.lead ? p.s.L : 1, p.w.lead ? p.s.B : rows, p.s.n, transposed};
-  launch.multiply = &Multiply::call;
+  launch.state = heap.fresh<T>(size);
+  launch.extra = heap.fresh<T>(size);
+  launch.product = heap.fresh<T>(size);
+  launch.carry = heap.fresh<E>(size);
+  Multiply<E> multiply{launch.carry, p.w.p, launch.product, p.w.lead ? p.s.L : 1, p.w.lead ? p.s.B : rows, p.s.n, transposed};
+  launch.multiply = &Multiply<E>::call;
   launch.context = &multiply;
   return run(p, launch);
 }
 
-int run_case(int64_t number, const int64_t* h) {
+template <class T>
+bool equal(const T* got, const Array& want, double tolerance) {
+  for (int64_t j = 0; j < want.count; ++j) {
+    const double right = want.numbers[static_cast<size_t>(j)];
+    if (!(std::fabs(value(got[j]) - right) <= tolerance * (1 + std::fabs(right)))) return false;
+  }
+  return true;
+}
+
+template <class E>
+int run_case(int64_t number_of_case, const int64_t* h) {
+  using T = ComputeOf<E>;
   const auto [kernel, strategy, order, seed, architecture] = std::tuple(h[0], h[1], h[2], h[3], h[4]);
-  Number options[2];
-  if (!read(options, 2)) std::abort();
+  double options[3];
+  if (!read(options, 3)) std::abort();
   rx::LeakyShape s{h[5],    h[6], h[7], h[8], static_cast<rx::Form>(h[9]), static_cast<rx::Activation>(h[10]), h[11] != 0,
                    nullptr, 0,    h[6], false};
+  Heap heap;
   int64_t count = 0;
   if (!read(&count, 1)) std::abort();
-  std::unique_ptr<int64_t[]> lengths(new int64_t[static_cast<size_t>(count)]);
-  if (!read(lengths.get(), count)) std::abort();
-  if (count > 0) s.lengths = lengths.get();
+  int64_t* lengths = heap.fresh<int64_t>(count);
+  if (!read(lengths, count)) std::abort();
+  if (count > 0) s.lengths = lengths;
   std::vector<Array> a, expected;
   for (int64_t i = 0; i < h[14]; ++i) a.push_back(read_array());
   for (int64_t i = 0; i < 4; ++i) expected.push_back(read_array());
-  std::unique_ptr<Number[]> out[4];
-  Number* o[4] = {};
-  for (int i = 0; i < 4; ++i) {
-    if (expected[static_cast<size_t>(i)].count == 0) continue;
-    out[i].reset(new Number[static_cast<size_t>(expected[static_cast<size_t>(i)].count)]);
-    o[i] = out[i].get();
-  }
+  auto at = [](const std::vector<Array>& all, int i) -> const Array& { return all[static_cast<size_t>(i)]; };
+  auto size = [&](int i) { return at(expected, i).count; };
+  E* e[4] = {};
+  T* t[4] = {};  // results in the type of computation
+  auto out = [&](int i) { return e[i] = size(i) ? heap.fresh<E>(size(i)) : nullptr; };
+  auto computed = [&](int i) { return t[i] = size(i) ? heap.fresh<T>(size(i)) : nullptr; };
+  auto in = [&](int i) { return heap.in<E>(at(a, i)); };
+  auto wide = [&](int i) { return heap.in<T>(at(a, i)); };
   rx::emulator::options().order = static_cast<rx::emulator::Order>(order);
   rx::emulator::options().seed = static_cast<uint64_t>(seed);
   rx::emulator::set_architecture(static_cast<int>(architecture));
-  auto in = [&](int i) { return a[static_cast<size_t>(i)].in(); };
   const char* error = nullptr;
   if (kernel == 0) {
-    const rx::LeakyForward<Number> p{s, in(0), in(1), in(2), in(3), in(4), {}, nullptr, o[0], o[1], o[2]};
-    error = start(p, strategy, true, &rx::cuda::forward<Number>);
+    const rx::LeakyForward<T, E> p{s, in(0), in(1), in(2), in(3), wide(4), {}, nullptr, out(0), computed(1), out(2)};
+    error = start<E>(heap, p, strategy, true, &rx::cuda::forward<E>);
   } else if (kernel == 1) {
-    const rx::LeakyBackward<Number> p{s,          static_cast<rx::Transport>(h[12]),
-                                      options[0], h[13],
-                                      options[1], in(0),
-                                      in(1),      in(2),
-                                      in(3),      in(4),
-                                      in(5),      in(6),
-                                      o[0],       false,
-                                      o[1],       o[2],
-                                      o[3],       nullptr};
-    error = start(p, strategy, false, &rx::cuda::backward<Number>);
+    const rx::LeakyBackward<T, E> p{s,           static_cast<rx::Transport>(h[12]),
+                                    options[0],  h[13],
+                                    options[1],  in(0),
+                                    wide(1),     in(2),
+                                    in(3),       wide(4),
+                                    in(5),       wide(6),
+                                    out(0),      false,
+                                    out(1),      out(2),
+                                    computed(3), nullptr};
+    error = start<E>(heap, p, strategy, false, &rx::cuda::backward<E>);
   } else if (kernel == 2) {
-    const rx::LeakyForwardJvp<Number> p{s,     in(0), in(1), in(2), in(3), {},   in(4), in(5),  in(6),
-                                        in(7), in(8), o[0],  o[1],  o[2],  o[3], {},    nullptr};
-    error = start(p, strategy, true, &rx::cuda::forward_jvp<Number>);
+    const rx::LeakyForwardJvp<T, E> p{s,     in(0),   in(1),  in(2),       wide(3), {},     in(4), wide(5), in(6),
+                                      in(7), wide(8), out(0), computed(1), out(2),  out(3), {},    nullptr};
+    error = start<E>(heap, p, strategy, true, &rx::cuda::forward_jvp<E>);
   } else {
-    const rx::LeakyBackwardJvp<Number> p{s,     false, in(0), in(1),  in(2), in(3), in(4), in(5), in(6),
-                                         in(7), in(8), in(9), in(10), o[0],  o[1],  o[2],  o[3]};
-    error = start(p, strategy, false, &rx::cuda::backward_jvp<Number>);
+    const rx::LeakyBackwardJvp<T, E> p{s,       false, in(0), in(1),    wide(2), in(3),  wide(4), in(5),      wide(6),
+                                       wide(7), in(8), in(9), wide(10), out(0),  out(1), out(2),  computed(3)};
+    error = start<E>(heap, p, strategy, false, &rx::cuda::backward_jvp<E>);
   }
   if (error != nullptr) {
-    std::printf("case %lld: %s\n", static_cast<long long>(number), error);
+    std::printf("case %lld: %s\n", static_cast<long long>(number_of_case), error);
     return 1;
   }
   for (int i = 0; i < 4; ++i) {
-    const Array& want = expected[static_cast<size_t>(i)];
-    for (int64_t j = 0; j < want.count; ++j) {
-      const Number difference = std::fabs(o[i][j] - want.numbers[static_cast<size_t>(j)]);
-      if (!(difference <= 1e-9 * (1 + std::fabs(want.numbers[static_cast<size_t>(j)])))) {
-        std::printf("case %lld, kernel %lld: result %d differs at %lld\n", static_cast<long long>(number),
-                    static_cast<long long>(kernel), i, static_cast<long long>(j));
-        return 1;
-      }
-    }
+    if (e[i] ? equal(e[i], at(expected, i), options[2]) : !t[i] || equal(t[i], at(expected, i), options[2])) continue;
+    std::printf("case %lld, kernel %lld, element type %lld: result %d differs\n", static_cast<long long>(number_of_case),
+                static_cast<long long>(kernel), static_cast<long long>(h[15]), i);
+    return 1;
   }
   return 0;
+}
+
+int run_any(int64_t number_of_case, const int64_t* h) {
+  if (h[15] == 1) return run_case<float>(number_of_case, h);
+  if (h[15] == 2) return run_case<rx::BFloat16>(number_of_case, h);
+  if (h[15] == 3) return run_case<rx::Float16>(number_of_case, h);
+  return run_case<double>(number_of_case, h);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 2 || (file = std::fopen(argv[1], "rb")) == nullptr) return 2;
-  int64_t head[15], number = 0;
-  for (; read(head, 15); ++number) {
-    if (const int status = run_case(number, head)) return status;
+  int64_t head[16], number = 0;
+  for (; read(head, 16); ++number) {
+    if (const int status = run_any(number, head)) return status;
   }
   std::fclose(file);
   std::printf("%lld cases\n", static_cast<long long>(number));

@@ -18,6 +18,27 @@ POLICIES = [  # policy, mu, window, decay
 ]  # fmt: skip
 
 
+#: Positions of the arguments, and of the results, that are float32 beside half precision.
+COMPUTED = {
+    "leaky_forward": ((4,), (1,)),
+    "leaky_backward": ((1, 4, 6), (3,)),
+    "leaky_forward_jvp": ((3, 5, 9), (1,)),
+    "leaky_backward_jvp": ((2, 4, 6, 7, 10), (3,)),
+}
+ELEMENTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def computed(dtype):
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def tolerance(dtype, steps, n):
+    """Of results of order 1: sqrt(T n) roundings."""
+    if dtype == torch.float64:
+        return 1e-10
+    return max(steps * n, 16) ** 0.5 * torch.finfo(dtype).eps
+
+
 class Problem:
     """Random operands; ``shape`` is (L, lead of the weights, T, B, n), ``cell`` (form, unit)."""
 
@@ -26,21 +47,37 @@ class Problem:
         (self.form, self.unit), self.act = cell, act
         self.generator = torch.Generator().manual_seed(3)
         self.dtype = dtype
-        self.w = self.new(lead, self.n, self.n) / self.n**0.5
-        self.leak = torch.ones(1, self.n, dtype=dtype)
+        self.w = self.rounded(self.new(lead, self.n, self.n) / self.n**0.5)
+        self.leak = torch.ones(1, self.n, dtype=torch.float64)
         if not self.unit:
             uniform = torch.rand(lead, self.n, generator=self.generator, dtype=torch.float64)
-            self.leak = (0.1 + 0.8 * uniform).to(dtype)
+            self.leak = (0.1 + 0.8 * uniform).to(computed(dtype)).double()
         self.lengths = None
         if ragged:
             self.lengths = torch.randint(1, self.T + 1, (self.B,), generator=self.generator)
         self.options = (self.lengths, self.form, act, self.unit)
 
+    def rounded(self, x):
+        return x.to(self.dtype).double()
+
     def new(self, *size):
-        return torch.randn(*size, generator=self.generator, dtype=torch.float64).to(self.dtype)
+        return self.rounded(torch.randn(*size, generator=self.generator, dtype=torch.float64))
 
     def calls(self):
         """(name, arguments) of all four operations, for every policy."""
+        for name, arguments in self._calls():
+            wide = COMPUTED[name][0]
+            yield (
+                name,
+                tuple(
+                    a.to(computed(self.dtype) if i in wide else self.dtype)
+                    if isinstance(a, torch.Tensor) and a.is_floating_point()
+                    else a
+                    for i, a in enumerate(arguments)
+                ),
+            )
+
+    def _calls(self):
         L, T, B, n = self.L, self.T, self.B, self.n
         cell = (self.w, self.leak, *self.options)
         y0, s0 = self.new(1, B, n), self.new(L, B, n)
@@ -63,15 +100,21 @@ class Problem:
             yield "leaky_backward_jvp", (*back, *cell, True)
 
 
-def small_problems(small):
-    """Tails everywhere; every cell, activation and policy; ragged rows."""
+def small_problems(small, dtype=torch.float64):
+    """Tails everywhere; every cell, activation and policy; ragged rows.
+
+    ``small``: fewer of them, and of half precision what is different there.
+    """
     shapes = [(1, 1, 1, 1, 1), (2, 2, 3, 3, 6), (2, 1, 2, 5, 8)]
     if not small:
         shapes += [(1, 1, 3, 5, 33), (3, 3, 2, 2, 40)]
+    elif dtype in ELEMENTS[2:]:
+        yield Problem((2, 2, 3, 3, 6), CELLS[0], 0, True, dtype)
+        return
     for shape in shapes:
         for number, cell in enumerate(CELLS):
-            yield Problem(shape, cell, (0, 2, 1)[number], shape[2] > 1)
-    yield Problem((1, 1, 2, 3, 5), CELLS[0], 3, True)
+            yield Problem(shape, cell, (0, 2, 1)[number], shape[2] > 1, dtype)
+    yield Problem((1, 1, 2, 3, 5), CELLS[0], 3, True, dtype)
 
 
 def expected(name, arguments):
@@ -87,7 +130,7 @@ def _array(x):
     if x is None or x.dim() == 1:  # what isn't kept
         return struct.pack("<2q", -1, 0)
     lead = 1 if x.shape[0] != 1 else 0
-    return struct.pack("<2q", lead, x.numel()) + x.contiguous().numpy().tobytes()
+    return struct.pack("<2q", lead, x.numel()) + x.double().contiguous().numpy().tobytes()
 
 
 def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RANDOM, 1),)) -> int:
@@ -112,9 +155,11 @@ def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RAND
                     for order, seed in orders:
                         stream.write(
                             struct.pack(
-                                "<15q2d", kernel, 3 if columns else strategy, order, seed, 90,
+                                "<16q3d", kernel, 3 if columns else strategy, order, seed, 90,
                                 problem.L, problem.T, problem.B, problem.n, problem.form,
-                                problem.act, problem.unit, policy, window, len(inputs), mu, decay,
+                                problem.act, problem.unit, policy, window, len(inputs),
+                                ELEMENTS.index(problem.dtype), mu, decay,
+                                tolerance(problem.dtype, problem.T, problem.n),
                             )
                         )  # fmt: skip
                         ragged = b"" if lengths is None else lengths.numpy().tobytes()

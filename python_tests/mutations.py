@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import emulated
+import torch
 from leaky_cases import FORWARD, RANDOM, REVERSED, small_problems, write
 
 SOURCES = emulated.ROOT / "csrc" / "kernels" / "cuda"
@@ -38,7 +39,12 @@ def noticed(number: int, folder: Path) -> str | None:
         program = emulated.driver(mode, folder, (f"-DRX_MUTATE={number}",))
         cases = folder / f"cases-{mode}"
         orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1), (RANDOM, 2)]
-        write(cases, small_problems(mode == "thread"), orders=orders[2 * (mode == "thread") :])
+        problems = (
+            p
+            for dtype in (torch.float64, torch.bfloat16)
+            for p in small_problems(mode == "thread", dtype)
+        )
+        write(cases, problems, orders=orders[2 * (mode == "thread") :])
         if emulated.run(program, cases).returncode:
             return mode
     return None

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _formulas, _kernels, _state
 from ._autograd import Plain, in_transform
 from ._checks import has_values
+from ._dtypes import HALF, computed
 from ._formulas import EXACT, Rule, Written, with_lead
 from ._functorch import Forward
 from .reference import activations, leaky_rnn
@@ -50,8 +51,8 @@ def leaky_core(
 
     Args:
         pre: everything of the pre-activation but the recurrent part, (T, B, n) or (L, T, B, n).
-            float32 or float64, as are all that follow. With the leading dimension, every tensor has
-            it, with size L or 1 (shared).
+            float32 or float64, as are all that follow; float16 and bfloat16 on CUDA, where ``leak``
+            is float32. With the leading dimension, every tensor has it, with size L or 1 (shared).
         y0: output before the first step, (B, n) or (L|1, B, n).
         s0: state before the first step, same shapes: rate form h, voltage form v.
         w: recurrent weight, (n, n) or (L|1, n, n), row = postsynaptic.
@@ -77,7 +78,7 @@ def leaky_core(
         the state after each row's last step.
 
     Raises:
-        TypeError: a dtype other than float32 or float64, or mixed dtypes.
+        TypeError: another dtype, or mixed ones.
         ValueError: shapes, devices or options that don't fit together.
         RuntimeError: second derivatives under a policy other than BPTT; third derivatives; a CUDA
             tensor in a build without CUDA.
@@ -136,7 +137,7 @@ def _index(table: dict[str, int], name: str, argument: str) -> int:
 def _check_tensors(pre: Tensor, y0: Tensor, s0: Tensor, w: Tensor, leak: Tensor) -> None:
     """Dtype, device and shape against ``pre``'s."""
     dtype, device, shape = pre.dtype, pre.device, pre.shape
-    if dtype not in _DTYPES:
+    if dtype not in _DTYPES and not (dtype in HALF and _kernels.takes_half(device)):
         raise TypeError(f"pre has dtype {dtype}; expected torch.float32 or torch.float64")
     dims = len(shape)
     if dims not in (3, 4):
@@ -151,7 +152,7 @@ def _check_tensors(pre: Tensor, y0: Tensor, s0: Tensor, w: Tensor, leak: Tensor)
         ("w", w, n + n),
         ("leak", leak, n),
     ):
-        if x.dtype != dtype:
+        if x.dtype != dtype and (x is not leak or x.dtype != computed(dtype)):
             raise TypeError(f"{name} has dtype {x.dtype}; expected pre's, {dtype}")
         if x.device != device:
             raise ValueError(f"{name} is on {x.device}; expected pre's device, {device}")

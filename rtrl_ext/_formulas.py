@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._dtypes import computed
 from ._refuse import Refuse
 from .reference.activations import ratio, slope
 from .reference.leaky_rnn import FULL, LOCAL, RATE
@@ -195,10 +196,13 @@ def _written(
     """The adjoints of a rule written in Python; a second derivative is refused (unless plain)."""
     from ._history import LeakyHistory
 
-    history = LeakyHistory(
-        s.y, s.aux, s.y0, s.s0, s.w, s.leak, s.lengths, s.form, s.act, s.unit_leak
-    )
-    adjoints = rule.adjoint(history, gy, gs_n, want_lam)
+    dtype = s.y.dtype
+    wide = computed(dtype)  # Python code multiplies what it likes: one dtype for all
+    y, y0, s0, w = (t.to(wide) for t in (s.y, s.y0, s.s0, s.w))
+    gy, gs_n = (None if g is None else g.to(wide) for g in (gy, gs_n))
+    history = LeakyHistory(y, s.aux, y0, s0, w, s.leak, s.lengths, s.form, s.act, s.unit_leak)
+    delta, gy0, gs0, lam = rule.adjoint(history, gy, gs_n, want_lam)
+    adjoints = (delta.to(dtype), gy0.to(dtype), gs0.to(dtype), lam)
     return adjoints if plain else Refuse.apply(SECOND_ORDER, *adjoints)
 
 
@@ -233,6 +237,8 @@ def overridden(
     if spec.get("adjoint") is not None:
         return Written(spec["adjoint"]), None, None
     transport = with_lead(spec.pop("transport", None), 3)
+    if transport is not None:
+        transport = transport.to(w.dtype)
     modulator = lead_modulator(spec.pop("modulator", None), like)
     return Rule(**spec), transport, modulator
 
@@ -261,12 +267,11 @@ def backward_vjp(
         if lengths is not None:
             time = torch.arange(steps, device=y.device)[:, None]
             c_lam = c_lam * (time < lengths).to(y.dtype).unsqueeze(-1)
-        extra = c_lam
+        extra = c_lam.to(y.dtype)
         if form == RATE and not unit_leak:
             none = w.new_zeros(1, n, n)
-            extra, _, extra_n = filter_kernel(
-                c_lam / k, zero, zero, none, leak, lengths, 0, 3, False
-            )
+            source = (c_lam / k).to(y.dtype)
+            extra, _, extra_n = filter_kernel(source, zero, zero, none, leak, lengths, 0, 3, False)
         elif form == RATE:
             row = torch.arange(batch, device=y.device)
             extra_n = extra[:, -1] if lengths is None else extra[:, lengths - 1, row]

@@ -150,7 +150,7 @@ class Backward(Function):
             first = moved[:, 0]
             moved = torch.cat([moved[:, 1:], torch.zeros_like(moved[:, :1])], 1)
             dgy = moved if dgy is None else dgy + moved
-        none = aux if form == 0 and unit_leak else _zeros(y)
+        none = aux if form == 0 and unit_leak else _zeros(aux)
         ddelta, dgy0, dgs0, dlam = BackwardJvp.apply(
             _zeros(y) if dgy is None else dgy,
             dgs_n,

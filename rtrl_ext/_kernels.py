@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._dtypes import computed
 from .reference import library as _reference
 
 try:
@@ -50,6 +51,7 @@ def _load(namespace: str) -> Kernels:
 
 
 _all = {namespace: _load(namespace) for namespace in NAMESPACES}
+_half_on_cpu: set[str] = set()
 _active = _all[NAMESPACES[0]]
 
 
@@ -62,6 +64,13 @@ def check_device(device: torch.device) -> None:
     """RuntimeError for a CUDA tensor in a build that has no CUDA kernels."""
     if device.type == "cuda" and HAVE_COMPILED and not CUDA_ARCHITECTURES and not replaced():
         raise RuntimeError(NO_CUDA)
+
+
+def takes_half(device: torch.device) -> bool:
+    """Whether the kernels in use compute half-precision tensors of this device themselves."""
+    if device.type == "cuda":
+        return bool(CUDA_ARCHITECTURES) and not replaced()
+    return bool(_half_on_cpu) and _active in [_all[name] for name in _half_on_cpu]
 
 
 def replaced() -> bool:
@@ -93,10 +102,15 @@ def _lead(*tensors: Tensor | None) -> Any:
     return 1
 
 
+def _computed(like: Tensor, absent: bool) -> Tensor:
+    shape = (0,) if absent else like.shape
+    return like.new_empty(shape, dtype=computed(like.dtype))
+
+
 def _fake_forward(pre, y0, s0, w, leak, lengths, form, act, unit_leak):  # type: ignore[no-untyped-def]
     lead = _lead(pre, y0, s0, w, leak)
     y = pre.new_empty(lead, *pre.shape[1:])
-    aux = pre.new_empty(0) if unit_leak else torch.empty_like(y)
+    aux = _computed(y, unit_leak)
     return y, aux, pre.new_empty(lead, *pre.shape[2:])
 
 
@@ -105,7 +119,7 @@ def _fake_backward(gy, gaux, gs_n, y, aux, w, leak, lengths, form, act, unit_lea
     lead = _lead(gy, gaux, gs_n, y, aux, None if policy == 1 else w, leak)
     delta = y.new_empty(lead, *y.shape[1:])
     first = y.new_empty(lead, *y.shape[2:])
-    lam = torch.empty_like(delta) if want_lam else y.new_empty(0)
+    lam = _computed(delta, not want_lam)
     return delta, first, torch.empty_like(first), lam
 
 
@@ -113,7 +127,7 @@ def _fake_forward_jvp(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak, lengths, f
                       unit_leak, want_du):  # fmt: skip
     lead = _lead(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak)
     dy = y.new_empty(lead, *y.shape[1:])
-    daux = y.new_empty(0) if unit_leak else torch.empty_like(dy)
+    daux = _computed(dy, unit_leak)
     du = torch.empty_like(dy) if want_du else y.new_empty(0)
     return dy, daux, y.new_empty(lead, *y.shape[2:]), du
 
@@ -123,7 +137,7 @@ def _fake_backward_jvp(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak,
     lead = _lead(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak)
     ddelta = y.new_empty(lead, *y.shape[1:])
     first = y.new_empty(lead, *y.shape[2:])
-    dlam = torch.empty_like(ddelta) if want_dlam else y.new_empty(0)
+    dlam = _computed(ddelta, not want_dlam)
     return ddelta, first, torch.empty_like(first), dlam
 
 
@@ -212,8 +226,13 @@ def _vmap_of(op: Callable[..., Any], lengths_at: int) -> Callable[..., Any]:
     return vmap
 
 
-def register(namespace: str) -> None:
-    """Shapes and ``vmap`` of the operations of a namespace."""
+def register(namespace: str, half_on_cpu: bool = False) -> None:
+    """Shapes and ``vmap`` of the operations of a namespace.
+
+    ``half_on_cpu``: they take half-precision tensors of the CPU.
+    """
+    if half_on_cpu:
+        _half_on_cpu.add(namespace)
     found = _all.setdefault(namespace, _load(namespace))
     for name, fake, op in zip(Kernels._fields, _FAKES, found, strict=True):
         torch.library.register_fake(f"{namespace}::{name}", fake)

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _combine, _dispatch, _fused, _fused_transforms, _history, _state
+from . import _combine, _dispatch, _fused, _fused_transforms, _history, _kernels, _state
 from ._autograd import in_transform
+from ._dtypes import computed
 from .reference import activations
 from .rules import BPTT, Rule
 from .rules.wrappers import Wrapper
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,8 +74,9 @@ def leaky_layer(
     """Outputs ((R,) T, B, n) and final state ((R,) B, n) of one layer; arguments already checked.
 
     x ((R,) T, B, m), h0 ((R,) B, n) or None, weights ((R,) n, m) and ((R,) n, n), biases ((R,) n),
-    leak ((R,) n), drive ((R,) T, B, n). Half-precision arguments are computed in float32 and the
-    results rounded. ``state`` keeps what a stateful rule remembers between calls.
+    leak ((R,) n), drive ((R,) T, B, n). Half-precision arguments are computed with state and sums
+    in float32; on the CPU that is a float32 layer with its results rounded. ``state`` keeps what a
+    stateful rule remembers between calls.
     """
     if isinstance(rule, Wrapper):
         if _state.exact_enabled():
@@ -117,18 +117,23 @@ def leaky_layer(
     if h0 is None:
         h0 = torch.zeros(x.shape[-2], weight_hh.shape[-1], dtype=dtype, device=x.device)
     w = masked(weight_hh, mask)
-    tensors = (pre, h0, w, leak)
-    if pre.dtype in _HALF:
-        tensors = tuple(t.to(torch.float32) for t in tensors)  # type: ignore[assignment]
-    pre, h0, w, leak = tensors
+    wide = computed(pre.dtype)
+    if wide != pre.dtype:
+        leak = leak.to(wide)
+        traced = in_transform() and torch.compiler.is_compiling()  # by the plain reference
+        if traced or not _kernels.takes_half(pre.device):
+            pre, h0, w = (t.to(wide) for t in (pre, h0, w))
     y0 = initial_output(h0, form, nonlinearity)
     full = ((pre, 4), (y0, 3), (h0, 3), (w, 3), (leak, 2))
     if any(t.dim() == rank for t, rank in full):
         pre, y0, h0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in full)
+    spec = rule.leaky(w.detach(), leak.detach())
+    if spec.get("transport") is not None:  # a product of w and leak, in the latter's dtype
+        spec["transport"] = spec["transport"].to(w.dtype)
     y, h_n = _dispatch.leaky_core(
         pre, y0, h0, w, leak,
         lengths=lengths, form=form, nonlinearity=nonlinearity, unit_leak=unit_leak,
-        **rule.leaky(w.detach(), leak.detach()),
+        **spec,
     )  # fmt: skip
     return y.to(dtype), h_n.to(dtype)
 

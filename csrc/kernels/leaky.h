@@ -1,10 +1,12 @@
 // Launch parameters of the LeakyRNN recurrence: raw pointers, sizes, flags. No torch here.
+// T: the type of computation; E: that of arrays which may be half precision (CUDA; elsewhere E is T).
 // Shapes: L leading (replicas or tangent directions), T steps, B batch rows, n units. An `In` with lead = false has size 1 in
 // the leading dimension and is shared by all L. All arrays are contiguous; outputs never overlap inputs or each other.
 #pragma once
 #include <cstdint>
 
 #include "cells/transport.h"
+#include "kernels/half.h"
 
 namespace rx {
 
@@ -28,75 +30,81 @@ struct LeakyShape {
   bool resume;
 };
 
-template <class T>
+template <class T, class E = T>
 struct LeakyForward {
   LeakyShape s;
-  In<T> pre;      // (L|1, T, B, n)
-  In<T> y0, s0;   // (L|1, B, n)
-  In<T> w;        // (L|1, n, n) as given, row = postsynaptic
+  In<E> pre;      // (L|1, T, B, n)
+  In<E> y0, s0;   // (L|1, B, n)
+  In<E> w;        // (L|1, n, n) as given, row = postsynaptic
   In<T> leak;     // (L|1, n)
-  In<T> drive;    // (L|1, T, B, n) or null, added to pre
-  const T* bias;  // (n) or null, added to pre
-  T* y;           // (L, T, B, n)
+  In<E> drive;    // (L|1, T, B, n) or null, added to pre
+  const E* bias;  // (n) or null, added to pre
+  E* y;           // (L, T, B, n)
   T* aux;         // (L, T, B, n); rate: phi(u), null with unit_leak; voltage: v
-  T* s_n;         // (L, B, n)
+  E* s_n;         // (L, B, n)
 };
 
-template <class T>
+template <class T, class E = T>
 struct LeakyBackward {
   LeakyShape s;
   Transport transport;
   double mu;       // Hop
   int64_t window;  // Full: cut every `window` steps counted from the end, 0 = never
   double decay;    // Local: signal filter
-  In<T> gy, gaux;  // (L|1, T, B, n) or null
-  In<T> gs_n;      // (L|1, B, n) or null
-  In<T> y, aux;    // (L|1, T, B, n)
-  In<T> w;         // (L|1, n, n) transport matrix; null for Local
+  In<E> gy;        // (L|1, T, B, n) or null
+  In<T> gaux;      // (L|1, T, B, n) or null
+  In<E> gs_n;      // (L|1, B, n) or null
+  In<E> y;         // (L|1, T, B, n)
+  In<T> aux;       // (L|1, T, B, n)
+  In<E> w;         // (L|1, n, n) transport matrix; null for Local
   In<T> leak;      // (L|1, n)
-  T* delta;        // (L, T, B, n), or with `part` (end - begin, rows of the tile, n): the steps of this call alone
+  E* delta;        // (L, T, B, n), or with `part` (end - begin, rows of the tile, n): the steps of this call alone
   bool part;
-  T* gy0;   // (L, B, n) or null, written by the call that covers step 0
-  T* gs0;   // (L, B, n) or null
+  E* gy0;   // (L, B, n) or null, written by the call that covers step 0
+  E* gs0;   // (L, B, n) or null
   T* lam;   // (L, T, B, n) or null
   T* bias;  // (tiles, n) or null: each tile adds its sum of delta over rows and steps
 };
 
-template <class T>
+template <class T, class E = T>
 struct LeakyForwardJvp {
   LeakyShape s;
-  In<T> dpre;      // (L|1, T, B, n), includes y_{t-1} dW^T
-  In<T> dy0, ds0;  // (L|1, B, n)
+  In<E> dpre;      // (L|1, T, B, n), includes y_{t-1} dW^T
+  In<E> dy0, ds0;  // (L|1, B, n)
   In<T> dleak;     // (L|1, n) or null
-  In<T> dbias;     // (L|1, n) or null, added to dpre
-  In<T> y, aux;    // (L|1, T, B, n)
-  In<T> s0;        // (L|1, B, n) or null: zeros
-  In<T> w;         // (L|1, n, n)
+  In<E> dbias;     // (L|1, n) or null, added to dpre
+  In<E> y;         // (L|1, T, B, n)
+  In<T> aux;       // (L|1, T, B, n)
+  In<E> s0;        // (L|1, B, n) or null: zeros
+  In<E> w;         // (L|1, n, n)
   In<T> leak;      // (L|1, n)
-  T* dy;           // (L, T, B, n)
+  E* dy;           // (L, T, B, n)
   T* daux;         // (L, T, B, n) or null: tangent of aux
-  T* ds_n;         // (L, B, n)
-  T* du;           // (L, T, B, n) or null: tangent of the pre-activation
+  E* ds_n;         // (L, B, n)
+  E* du;           // (L, T, B, n) or null: tangent of the pre-activation
   In<T> lam;       // (L|1, T, B, n) or null
   T* bend;         // (L, T, B, n) or null: with lam, the gradient of phi through its slope in reverse over reverse
 };
 
-template <class T>
+template <class T, class E = T>
 struct LeakyBackwardJvp {
   LeakyShape s;
-  bool part;         // dgy and ddelta are (L, end - begin, B, n), the steps of this call alone, and may be the same array
-  In<T> dgy;         // (L|1, T, B, n), includes delta_{t+1} dW
-  In<T> dgs_n;       // (L|1, B, n) or null
-  In<T> dleak;       // (L|1, n) or null
-  In<T> dy, daux;    // (L|1, T, B, n)
-  In<T> y, aux;      // (L|1, T, B, n)
-  In<T> lam, delta;  // (L|1, T, B, n)
-  In<T> w;           // (L|1, n, n)
-  In<T> leak;        // (L|1, n)
-  T* ddelta;         // (L, T, B, n)
-  T* dgy0;           // (L, B, n)
-  T* dgs0;           // (L, B, n)
-  T* dlam;           // (L, T, B, n) or null
+  bool part;    // dgy and ddelta are (L, end - begin, B, n), the steps of this call alone, and may be the same array
+  In<E> dgy;    // (L|1, T, B, n), includes delta_{t+1} dW
+  In<E> dgs_n;  // (L|1, B, n) or null
+  In<T> dleak;  // (L|1, n) or null
+  In<E> dy;     // (L|1, T, B, n)
+  In<T> daux;   // (L|1, T, B, n)
+  In<E> y;      // (L|1, T, B, n)
+  In<T> aux;    // (L|1, T, B, n)
+  In<T> lam;    // (L|1, T, B, n)
+  In<E> delta;  // (L|1, T, B, n)
+  In<E> w;      // (L|1, n, n)
+  In<T> leak;   // (L|1, n)
+  E* ddelta;    // (L, T, B, n)
+  E* dgy0;      // (L, B, n)
+  E* dgs0;      // (L, B, n)
+  T* dlam;      // (L, T, B, n) or null
 };
 
 // C (M, N) += A^T B over `steps` times `rows` rows: a matrix's gradient from gradients of outputs (A) and inputs (B). Rows of A

@@ -9,6 +9,10 @@ namespace rx {
 namespace {
 
 struct OnCpu {
+  template <class F>
+  static void with_dtype(ScalarType dtype, F&& f) {
+    rx::with_dtype(dtype, f);
+  }
   template <class T>
   static void run(const LeakyForward<T>& p, const Tensor&, const Tensor& w) {
     run_tiles<T>(p, p.w, w.size(0), true, leaky_kernels<T>().forward);

@@ -15,19 +15,20 @@ std::tuple<Tensor, Tensor, Tensor> leaky_forward(const Tensor& pre, const Tensor
   args.add(y0, "y0", {B, n});
   args.add(s0, "s0", {B, n});
   args.add(w, "w", {n, n});
-  args.add(leak, "leak", {n});
+  args.add_computed(leak, "leak", {n});
   const int64_t L = args.L();
   Tensor y = make(pre, {L, T_, B, n});
-  Tensor aux = unit_leak ? make(pre, {0}) : make(pre, {L, T_, B, n});
+  Tensor aux = unit_leak ? make_computed(pre, {0}) : make_computed(pre, {L, T_, B, n});
   Tensor s_n = make(pre, {L, B, n});
   if (lengths) torch::stable::zero_(s_n);  // of rows whose length is out of range
   if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
   LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);
-  with_dtype(pre.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    LeakyForward<T> p{shape,   args.in<T>(pre), args.in<T>(y0), args.in<T>(s0), args.in<T>(w), args.in<T>(leak),
-                      In<T>{}, nullptr,         out<T>(y),      out<T>(aux),    out<T>(s_n)};
+  Target::with_dtype(pre.scalar_type(), [&](auto zero) {
+    using E = decltype(zero);
+    using T = ComputeOf<E>;
+    LeakyForward<T, E> p{shape,   args.in<E>(pre), args.in<E>(y0), args.in<E>(s0), args.in<E>(w), args.in<T>(leak),
+                         In<E>{}, nullptr,         out<E>(y),      out<T>(aux),    out<E>(s_n)};
     Target::run(p, pre, w);
   });
   return {y, aux, s_n};
@@ -50,38 +51,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaky_backward(const OptionalTensor& 
   const OptionalTensor& weight = transport == Transport::Local ? no_weight : w;
   Arguments args(y);
   args.add(y, "y", {T_, B, n});
-  if (!unit_leak) args.add(aux, "aux", {T_, B, n});
+  if (!unit_leak) args.add_computed(aux, "aux", {T_, B, n});
   args.add(gy, "gy", {T_, B, n});
-  args.add(gaux, "gaux", {T_, B, n});
+  args.add_computed(gaux, "gaux", {T_, B, n});
   args.add(gs_n, "gs_n", {B, n});
   args.add(weight, "w", {n, n});
-  args.add(leak, "leak", {n});
+  args.add_computed(leak, "leak", {n});
   const int64_t L = args.L();
   Tensor delta = make(y, {L, T_, B, n}), gy0 = make(y, {L, B, n}), gs0 = make(y, {L, B, n});
-  Tensor lam = want_lam ? make(y, {L, T_, B, n}) : make(y, {0});
+  Tensor lam = want_lam ? make_computed(y, {L, T_, B, n}) : make_computed(y, {0});
   if (gy0.numel() == 0 || T_ == 0) return {delta, gy0, gs0, lam};
   LeakyShape shape = leaky_shape(L, T_, B, n, form, act, unit_leak);
   shape.lengths = args.lengths(lengths, B);
-  with_dtype(y.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    LeakyBackward<T> p{shape,
-                       transport,
-                       mu,
-                       window,
-                       decay,
-                       args.in<T>(gy),
-                       args.in<T>(gaux),
-                       args.in<T>(gs_n),
-                       args.in<T>(y),
-                       unit_leak ? In<T>{} : args.in<T>(aux),
-                       args.in<T>(weight),
-                       args.in<T>(leak),
-                       out<T>(delta),
-                       false,
-                       out<T>(gy0),
-                       out<T>(gs0),
-                       out<T>(lam),
-                       nullptr};
+  Target::with_dtype(y.scalar_type(), [&](auto zero) {
+    using E = decltype(zero);
+    using T = ComputeOf<E>;
+    LeakyBackward<T, E> p{shape,
+                          transport,
+                          mu,
+                          window,
+                          decay,
+                          args.in<E>(gy),
+                          args.in<T>(gaux),
+                          args.in<E>(gs_n),
+                          args.in<E>(y),
+                          unit_leak ? In<T>{} : args.in<T>(aux),
+                          args.in<E>(weight),
+                          args.in<T>(leak),
+                          out<E>(delta),
+                          false,
+                          out<E>(gy0),
+                          out<E>(gs0),
+                          out<T>(lam),
+                          nullptr};
     Target::run(p, y, weight);
   });
   return {delta, gy0, gs0, lam};

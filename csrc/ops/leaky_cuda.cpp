@@ -47,61 +47,81 @@ struct Multiply {
 
   static void call(void* context) {
     const Multiply& m = *static_cast<const Multiply*>(context);
+    if (m.carry.scalar_type() == m.product.scalar_type()) return m.run(m.carry, m.matrix);
+#ifdef RX_CUDA_ON_CPU  // torch's products of half precision into float are for CUDA alone
+    m.run(torch::stable::to(m.carry, m.product.scalar_type()), torch::stable::to(m.matrix, m.product.scalar_type()));
+#else
     using torch::stable::detail::from;
-    std::array<StableIValue, 3> stack{from(m.carry), from(m.matrix), from(m.product)};
+    std::array<StableIValue, 4> stack{from(m.carry), from(m.matrix), from(m.product.scalar_type()), from(m.product)};
+    m.dispatch("dtype_out", stack.data());
+#endif
+  }
+  void run(const Tensor& left, const Tensor& right) const {
+    using torch::stable::detail::from;
+    std::array<StableIValue, 3> stack{from(left), from(right), from(product)};
+    dispatch("out", stack.data());
+  }
+  void dispatch(const char* overload, StableIValue* stack) const {
     STABLE_TORCH_ERROR_CODE_CHECK(
-        torch_call_dispatcher(m.batched ? "aten::bmm" : "aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+        torch_call_dispatcher(batched ? "aten::bmm" : "aten::mm", overload, stack, TORCH_ABI_VERSION));
     torch::stable::detail::to<Tensor>(stack[0]);
   }
 };
 
 struct OnCuda {
-  template <class T, class P>
+  template <class F>
+  static void with_dtype(ScalarType dtype, F&& f) {
+    if (dtype == ScalarType::BFloat16) return f(BFloat16{});
+    if (dtype == ScalarType::Half) return f(Float16{});
+    rx::with_dtype(dtype, f);
+  }
+  template <class E, class P>
   static void run(const P& p, const Tensor& like, const OptionalTensor& w, bool transpose,
-                  const char* (*start)(const P&, const cuda::Launch<T>&)) {
+                  const char* (*start)(const P&, const cuda::Launch<E>&)) {
+    using T = ComputeOf<E>;
     const Context context(like);
-    cuda::Launch<T> launch{};
+    cuda::Launch<E> launch{};
     const int64_t n = p.s.n, L = p.s.L, B = p.s.B;
     bool fits = false;
     if (w) {  // without a product the card doesn't matter
       check(cuda::describe(launch.card));
-      fits = cuda::persistent_fits(launch.card, n, 1, sizeof(T), sizeof(T));
+      fits = cuda::persistent_fits(launch.card, n, 1, sizeof(E), sizeof(T));
     }
     launch.stream = context.stream();
     launch.strategy = cuda::choose(static_cast<cuda::Strategy>(asked.load()), w.has_value(), fits);
     STD_TORCH_CHECK(launch.strategy != cuda::Strategy::Automatic,
                     "rtrl_ext, CUDA: the persistent strategy was asked for, but n = " + std::to_string(n) + " needs " +
-                        std::to_string(cuda::persistent_bytes(n, 1, sizeof(T), sizeof(T), cuda::kRowsMax)) +
+                        std::to_string(cuda::persistent_bytes(n, 1, sizeof(E), sizeof(T), cuda::kRowsMax)) +
                         " bytes of shared memory and a block has " + std::to_string(launch.card.shared));
     if (launch.strategy != cuda::Strategy::Stepwise) return check(start(p, launch));
     const bool batched = p.w.lead;
-    auto rows = [&] { return batched ? make(like, {L, B, n}) : make(like, {L * B, n}); };
-    const Tensor state = rows(), extra = rows(), carry = rows(), product = rows();
+    auto rows = [&](auto&& make_one) { return batched ? make_one(like, {L, B, n}) : make_one(like, {L * B, n}); };
+    const Tensor state = rows(make_computed), extra = rows(make_computed), product = rows(make_computed), carry = rows(make);
     const Tensor one = batched ? *w : torch::stable::select(*w, 0, 0);
     Multiply multiply{product, carry, transpose ? torch::stable::transpose(one, -1, -2) : one, batched};
     launch.state = out<T>(state);
     launch.extra = out<T>(extra);
-    launch.carry = out<T>(carry);
+    launch.carry = out<E>(carry);
     launch.product = out<T>(product);
     launch.multiply = &Multiply::call;
     launch.context = &multiply;
     check(start(p, launch));
   }
-  template <class T>
-  static void run(const LeakyForward<T>& p, const Tensor& like, const OptionalTensor& w) {
-    run<T>(p, like, w, true, &cuda::forward<T>);
+  template <class E>
+  static void run(const LeakyForward<ComputeOf<E>, E>& p, const Tensor& like, const OptionalTensor& w) {
+    run<E>(p, like, w, true, &cuda::forward<E>);
   }
-  template <class T>
-  static void run(const LeakyBackward<T>& p, const Tensor& like, const OptionalTensor& w) {
-    run<T>(p, like, multiplies(p.transport) ? w : OptionalTensor(), false, &cuda::backward<T>);
+  template <class E>
+  static void run(const LeakyBackward<ComputeOf<E>, E>& p, const Tensor& like, const OptionalTensor& w) {
+    run<E>(p, like, multiplies(p.transport) ? w : OptionalTensor(), false, &cuda::backward<E>);
   }
-  template <class T>
-  static void run(const LeakyForwardJvp<T>& p, const Tensor& like, const OptionalTensor& w) {
-    run<T>(p, like, w, true, &cuda::forward_jvp<T>);
+  template <class E>
+  static void run(const LeakyForwardJvp<ComputeOf<E>, E>& p, const Tensor& like, const OptionalTensor& w) {
+    run<E>(p, like, w, true, &cuda::forward_jvp<E>);
   }
-  template <class T>
-  static void run(const LeakyBackwardJvp<T>& p, const Tensor& like, const OptionalTensor& w) {
-    run<T>(p, like, w, false, &cuda::backward_jvp<T>);
+  template <class E>
+  static void run(const LeakyBackwardJvp<ComputeOf<E>, E>& p, const Tensor& like, const OptionalTensor& w) {
+    run<E>(p, like, w, false, &cuda::backward_jvp<E>);
   }
 };
 

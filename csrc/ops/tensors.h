@@ -37,6 +37,11 @@ inline void check_shape(const Tensor& x, const char* name, std::initializer_list
   STD_TORCH_CHECK(false, message + ")");
 }
 
+// The dtype in which tensors of `dtype` are computed.
+inline ScalarType computed(ScalarType dtype) {
+  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
 // Collects the arguments of one call: checks dtype, device and leading sizes, keeps contiguous copies alive.
 class Arguments {
  public:
@@ -44,15 +49,21 @@ class Arguments {
 
   void add(const Tensor& x, const char* name, std::initializer_list<int64_t> tail) {
     STD_TORCH_CHECK(x.scalar_type() == dtype_, std::string(name) + " has another dtype than the first argument");
-    STD_TORCH_CHECK(x.device() == device_, std::string(name) + " is on another device than the first argument");
-    check_shape(x, name, tail);
-    const int64_t lead = x.size(0);
-    STD_TORCH_CHECK(lead == 1 || L_ == 1 || lead == L_,
-                    std::string(name) + " has leading size " + std::to_string(lead) + ", expected 1 or " + std::to_string(L_));
-    if (lead != 1) L_ = lead;  // 0 as well: nothing to do
+    add_any(x, name, tail);
   }
   void add(const OptionalTensor& x, const char* name, std::initializer_list<int64_t> tail) {
     if (x) add(*x, name, tail);
+  }
+  // Of the dtype of computation.
+  void add_computed(const Tensor& x, const char* name, std::initializer_list<int64_t> tail) {
+    STD_TORCH_CHECK(
+        x.scalar_type() == computed(dtype_),
+        std::string(name) + (computed(dtype_) == dtype_ ? " has another dtype than the first argument"
+                                                        : " must be float32 where the first argument is half precision"));
+    add_any(x, name, tail);
+  }
+  void add_computed(const OptionalTensor& x, const char* name, std::initializer_list<int64_t> tail) {
+    if (x) add_computed(*x, name, tail);
   }
   int64_t L() const { return L_; }
 
@@ -74,6 +85,15 @@ class Arguments {
   }
 
  private:
+  void add_any(const Tensor& x, const char* name, std::initializer_list<int64_t> tail) {
+    STD_TORCH_CHECK(x.device() == device_, std::string(name) + " is on another device than the first argument");
+    check_shape(x, name, tail);
+    const int64_t lead = x.size(0);
+    STD_TORCH_CHECK(lead == 1 || L_ == 1 || lead == L_,
+                    std::string(name) + " has leading size " + std::to_string(lead) + ", expected 1 or " + std::to_string(L_));
+    if (lead != 1) L_ = lead;  // 0 as well: nothing to do
+  }
+
   ScalarType dtype_;
   torch::stable::Device device_;
   int64_t L_ = 1;
@@ -82,6 +102,11 @@ class Arguments {
 
 inline Tensor make(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()));
+}
+// An empty tensor in the dtype of computation.
+inline Tensor make_computed(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()),
+                                  computed(like.scalar_type()));
 }
 template <class T>
 T* out(const Tensor& x) {

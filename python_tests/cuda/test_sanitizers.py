@@ -4,7 +4,8 @@ sanitizers, on small shapes with tails; and without, in every order of threads."
 import emulated
 import mutations
 import pytest
-from leaky_cases import FORWARD, RANDOM, REVERSED, small_problems, write
+import torch
+from leaky_cases import ELEMENTS, FORWARD, RANDOM, REVERSED, small_problems, write
 
 
 @pytest.mark.parametrize("mode", emulated.MODES)
@@ -12,8 +13,10 @@ def test_small_shapes(mode, tmp_path):
     program = emulated.driver(mode, tmp_path)
     cases = tmp_path / "cases"
     orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1)] if mode == "plain" else [(RANDOM, 1)]
-    count = write(cases, small_problems(mode == "thread"), orders=orders)
-    assert count > 100
+    dtypes = ELEMENTS if mode == "plain" else (torch.float64, torch.bfloat16)
+    problems = [p for dtype in dtypes for p in small_problems(mode == "thread", dtype)]
+    count = write(cases, problems, orders=orders)
+    assert count > 200
     done = emulated.run(program, cases)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} cases" in done.stdout

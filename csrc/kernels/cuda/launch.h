@@ -10,26 +10,28 @@ namespace cuda {
 // The current device; null, or the runtime's message.
 const char* describe(Card& card);
 
-template <class T>
+template <class E>
 struct Launch {
   void* stream;
   Strategy strategy;  // not Automatic
   Card card;
   // Stepwise only: what steps keep, (rows, n) each, rows = L B; and product = carry times the recurrent matrix, on `stream`.
-  T *state, *extra, *carry, *product;
+  ComputeOf<E>*state, *extra, *product;
+  E* carry;
   void (*multiply)(void* context);
   void* context;
 };
 
-// Each starts its work on the stream and returns null, or the message of an error with the kernel's name.
-template <class T>
-const char* forward(const LeakyForward<T>& p, const Launch<T>& launch);
-template <class T>
-const char* backward(const LeakyBackward<T>& p, const Launch<T>& launch);
-template <class T>
-const char* forward_jvp(const LeakyForwardJvp<T>& p, const Launch<T>& launch);
-template <class T>
-const char* backward_jvp(const LeakyBackwardJvp<T>& p, const Launch<T>& launch);
+// Each starts its work on the stream and returns null, or the message of an error with the kernel's name. E: float, double,
+// BFloat16, Float16.
+template <class E>
+const char* forward(const LeakyForward<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* backward(const LeakyBackward<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* forward_jvp(const LeakyForwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* backward_jvp(const LeakyBackwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
 
 }  // namespace cuda
 }  // namespace rx

@@ -1,5 +1,6 @@
 // One step of each LeakyRNN recurrence for four columns of a row, in terms of the cell's maths. A Step says what is kept
-// (`begin`), what one step does (`run`, given the recurrent product of the carry), and what is left to do (`finish`).
+// (`begin`), what one step reads (`load`: before the recurrent product, so that it hides the latency), what it does (`run`,
+// given the recurrent product of the carry), and what is left to do (`finish`). E: element type of the arrays.
 #pragma once
 #include "cells/leaky.h"
 #include "kernels/activation.h"
@@ -10,34 +11,41 @@ namespace cuda {
 
 using namespace RX_NS;
 
-template <class T, bool Voltage, bool Unit>
+template <class E, bool Voltage, bool Unit>
 struct ForwardStep {
-  using Number = T;
-  using Params = LeakyForward<T>;
+  using Element = E;
+  using T = ComputeOf<E>;
+  using Params = LeakyForward<T, E>;
   static constexpr bool kBackwards = false, kTransposed = true, kFinishes = false;
+  struct Loaded {
+    Quad<T> pre;
+  };
 
-  static __device__ __forceinline__ void begin(const Params& p, const Place<T>& at, Kept<T>& kept) {
+  static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
     kept.carry = at.batch(p.y0);
     kept.state = at.batch(p.s0);
+    if constexpr (!Unit) kept.extra = at.unit(p.leak, p.s.n);
   }
-  static __device__ __forceinline__ void run(const Params& p, const Place<T>& at, int64_t t, const Quad<T>& product,
-                                             Kept<T>& kept) {
+  static __device__ __forceinline__ void load(const Params& p, const Place& at, int64_t t, Loaded& in) {
+    if (t < at.length) in.pre = at.get(p.pre, t);
+  }
+  static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
+                                             const Quad<T>& product, Kept<T>& kept) {
     if (t >= at.length) {
       at.put(p.y, t, zero_quad<T>());
       at.put(p.aux, t, zero_quad<T>());
       return;
     }
-    const Quad<T> pre = at.get(p.pre, t), leak = at.unit(p.leak, p.s.n);
     Quad<T> aux;
     with_activation(p.s.act, [&](auto act) {
       using Act = decltype(act);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        const T u = pre.v[i] + product.v[i];
+        const T u = in.pre.v[i] + product.v[i];
         if constexpr (Unit) {
           kept.carry.v[i] = kept.state.v[i] = Act::value(u);
         } else {
-          const LeakyValue<T> out = leaky_value<Act, Voltage>(u, kept.state.v[i], leak.v[i]);
+          const LeakyValue<T> out = leaky_value<Act, Voltage>(u, kept.state.v[i], kept.extra.v[i]);
           aux.v[i] = out.aux;
           kept.state.v[i] = out.state;
           kept.carry.v[i] = out.y;
@@ -50,21 +58,33 @@ struct ForwardStep {
   }
 };
 
-template <class T, bool Voltage, Transport P>
+template <class E, bool Voltage, Transport P>
 struct BackwardStep {
-  using Number = T;
-  using Params = LeakyBackward<T>;
+  using Element = E;
+  using T = ComputeOf<E>;
+  using Params = LeakyBackward<T, E>;
   static constexpr bool kBackwards = true, kTransposed = false, kFinishes = true;
+  struct Loaded {
+    Quad<T> leak, phi, signal, extra, last;
+  };
 
-  static __device__ __forceinline__ void begin(const Params& p, const Place<T>& at, Kept<T>& kept) {
+  static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
     kept.carry = kept.state = kept.extra = zero_quad<T>();
     if constexpr (P == Transport::Diagonal) {  // `extra` has no other use there
-      const T* w = p.w.p + (p.w.lead ? at.l * p.s.n * p.s.n : 0);
+      const E* w = p.w.p + (p.w.lead ? at.l * p.s.n * p.s.n : 0);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        if (RX_BOUND(3, i < at.count)) kept.extra.v[i] = w[(at.j + i) * (p.s.n + 1)];
+        if (RX_BOUND(3, i < at.count)) kept.extra.v[i] = widen(w[(at.j + i) * (p.s.n + 1)]);
       }
     }
+  }
+  static __device__ __forceinline__ void load(const Params& p, const Place& at, int64_t t, Loaded& in) {
+    if (t >= at.length) return;
+    in.leak = at.unit(p.leak, p.s.n);
+    in.phi = Voltage || p.s.unit_leak ? at.get(p.y, t) : at.get(p.aux, t);
+    in.signal = at.get(p.gy, t);
+    in.extra = at.get(p.gaux, t);
+    in.last = t == at.length - 1 ? at.batch(p.gs_n) : zero_quad<T>();
   }
   static __device__ __forceinline__ Quad<T> moved_of(const Quad<T>& product, const Kept<T>& kept) {
     Quad<T> moved = zero_quad<T>();
@@ -78,8 +98,8 @@ struct BackwardStep {
     }
     return moved;
   }
-  static __device__ __forceinline__ void run(const Params& p, const Place<T>& at, int64_t t, const Quad<T>& product,
-                                             Kept<T>& kept) {
+  static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
+                                             const Quad<T>& product, Kept<T>& kept) {
     if (t >= at.length) {
       at.put(p.delta, t, zero_quad<T>());
       at.put(p.lam, t, zero_quad<T>());
@@ -87,9 +107,7 @@ struct BackwardStep {
     }
     const bool first = t == at.length - 1;  // no step after it: nothing is carried in yet
     const bool empty = first || (p.window > 0 && (at.length - t - 1) % p.window == 0);
-    const Quad<T> leak = at.unit(p.leak, p.s.n), phi = at.get(Voltage || p.s.unit_leak ? p.y : p.aux, t);
-    const Quad<T> extra = at.get(p.gaux, t), last = first ? at.batch(p.gs_n) : zero_quad<T>();
-    Quad<T> signal = at.get(p.gy, t), moved = zero_quad<T>(), next = moved, delta, lam;
+    Quad<T> moved = zero_quad<T>(), next = moved, delta, lam;
     if (!empty) {
       moved = moved_of(product, kept);
       next = kept.state;
@@ -99,16 +117,16 @@ struct BackwardStep {
       using Act = decltype(act);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        T s = signal.v[i];
-        if constexpr (!Voltage) s += last.v[i];
+        T s = in.signal.v[i];
+        if constexpr (!Voltage) s += in.last.v[i];
         if constexpr (P == Transport::Local) {
           if (decay != T(0)) {
             if (!first) s += decay * kept.extra.v[i];
             kept.extra.v[i] = s;
           }
         }
-        const LeakyIncoming<T> in{s, moved.v[i], next.v[i], extra.v[i], Voltage ? last.v[i] : T(0)};
-        const LeakyAdjoint<T> out = leaky_adjoint<Act, Voltage, P>(phi.v[i], in, leak.v[i], mu);
+        const LeakyIncoming<T> incoming{s, moved.v[i], next.v[i], in.extra.v[i], Voltage ? in.last.v[i] : T(0)};
+        const LeakyAdjoint<T> out = leaky_adjoint<Act, Voltage, P>(in.phi.v[i], incoming, in.leak.v[i], mu);
         kept.state.v[i] = out.state;
         kept.carry.v[i] = out.carry;
         delta.v[i] = out.delta;
@@ -119,7 +137,7 @@ struct BackwardStep {
     at.put(p.lam, t, lam);
   }
   // The adjoints of y_0 and s_0, from the product of the first step's carry.
-  static __device__ __forceinline__ void finish(const Params& p, const Place<T>& at, const Quad<T>& product, Kept<T>& kept) {
+  static __device__ __forceinline__ void finish(const Params& p, const Place& at, const Quad<T>& product, Kept<T>& kept) {
     const Quad<T> leak = at.unit(p.leak, p.s.n), moved = moved_of(product, kept);
     constexpr bool to_state = Voltage && P == Transport::State;
     Quad<T> gy0, gs0;

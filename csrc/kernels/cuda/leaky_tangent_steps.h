@@ -1,55 +1,67 @@
 // Steps of the tangents of the LeakyRNN recurrence, forward and backward (exact rule); see leaky_steps.h.
 #pragma once
+#include "cells/dual.h"
 #include "kernels/cuda/leaky_steps.h"
 
 namespace rx {
 namespace cuda {
 
-template <class T, bool Voltage>
+template <class E, bool Voltage>
 struct ForwardJvpStep {
-  using Number = T;
-  using Params = LeakyForwardJvp<T>;
+  using Element = E;
+  using T = ComputeOf<E>;
+  using Params = LeakyForwardJvp<T, E>;
   static constexpr bool kBackwards = false, kTransposed = true, kFinishes = false;
+  struct Loaded {
+    Quad<T> leak, dleak, dpre, phi, change;  // change: of the state (voltage), from the state to phi (rate)
+  };
 
-  static __device__ __forceinline__ void begin(const Params& p, const Place<T>& at, Kept<T>& kept) {
+  static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
     kept.carry = at.batch(p.dy0);
     kept.state = at.batch(p.ds0);
   }
-  static __device__ __forceinline__ void run(const Params& p, const Place<T>& at, int64_t t, const Quad<T>& product,
-                                             Kept<T>& kept) {
+  static __device__ __forceinline__ Quad<T> state(const Params& p, const Place& at, int64_t t) {
+    if constexpr (Voltage) {
+      return at.get(p.aux, t);
+    } else {
+      return at.get(p.y, t);
+    }
+  }
+  static __device__ __forceinline__ void load(const Params& p, const Place& at, int64_t t, Loaded& in) {
+    if (t >= at.length) return;
+    in.leak = at.unit(p.leak, p.s.n);
+    in.dpre = at.get(p.dpre, t);
+    in.phi = Voltage || p.s.unit_leak ? at.get(p.y, t) : at.get(p.aux, t);
+    in.dleak = in.change = zero_quad<T>();
+    if (p.dleak.p == nullptr) return;
+    in.dleak = at.unit(p.dleak, p.s.n);
+    const Quad<T> before = t > 0 ? state(p, at, t - 1) : at.batch(p.s0), now = Voltage ? state(p, at, t) : in.phi;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) in.change.v[i] = now.v[i] - before.v[i];
+  }
+  static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
+                                             const Quad<T>& product, Kept<T>& kept) {
     if (t >= at.length) {
       at.put(p.dy, t, zero_quad<T>());
       at.put(p.daux, t, zero_quad<T>());
       at.put(p.du, t, zero_quad<T>());
       return;
     }
-    const In<T>& states = Voltage ? p.aux : p.y;
-    const Quad<T> dpre = at.get(p.dpre, t), phi = at.get(Voltage || p.s.unit_leak ? p.y : p.aux, t),
-                  leak = at.unit(p.leak, p.s.n);
-    Quad<T> dleak = zero_quad<T>(), before = dleak, now = dleak, du, aux;
-    if (p.dleak.p) {
-      dleak = at.unit(p.dleak, p.s.n);
-      before = t > 0 ? at.get(states, t - 1) : at.batch(p.s0);
-      now = at.get(states, t);
-    }
+    Quad<T> du, aux;
     with_activation(p.s.act, [&](auto act) {
       using Act = decltype(act);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        du.v[i] = dpre.v[i] + product.v[i];
-        const T k = leak.v[i], slope = Act::slope(phi.v[i]);
-        T s, out;
+        du.v[i] = in.dpre.v[i] + product.v[i];
+        const T k = in.leak.v[i], slope = Act::slope(in.phi.v[i]);
+        const T extra = in.dleak.v[i] * (Voltage ? in.change.v[i] / positive(k) : in.change.v[i]);
         if constexpr (Voltage) {
-          s = leaky_mix(kept.state.v[i], du.v[i], k) + dleak.v[i] * ((now.v[i] - before.v[i]) / positive(k));
-          out = slope * s;
-          aux.v[i] = s;
+          kept.state.v[i] = aux.v[i] = leaky_mix(kept.state.v[i], du.v[i], k) + extra;
+          kept.carry.v[i] = slope * kept.state.v[i];
         } else {
           aux.v[i] = slope * du.v[i];
-          s = leaky_mix(kept.state.v[i], aux.v[i], k) + dleak.v[i] * (phi.v[i] - before.v[i]);
-          out = s;
+          kept.state.v[i] = kept.carry.v[i] = leaky_mix(kept.state.v[i], aux.v[i], k) + extra;
         }
-        kept.state.v[i] = s;
-        kept.carry.v[i] = out;
       }
     });
     at.put(p.dy, t, kept.carry);
@@ -59,49 +71,71 @@ struct ForwardJvpStep {
   }
 };
 
-template <class T, bool Voltage>
+template <class E, bool Voltage>
 struct BackwardJvpStep {
-  using Number = T;
-  using Params = LeakyBackwardJvp<T>;
+  using Element = E;
+  using T = ComputeOf<E>;
+  using Params = LeakyBackwardJvp<T, E>;
   static constexpr bool kBackwards = true, kTransposed = false, kFinishes = true;
+  struct Loaded {
+    // next: the primal adjoint of the state at t+1
+    Quad<T> leak, dleak, dgy, phi, dphi, lam, last, delta, next;
+  };
 
-  static __device__ __forceinline__ void begin(const Params&, const Place<T>&, Kept<T>& kept) {
+  static __device__ __forceinline__ void begin(const Params&, const Place&, Kept<T>& kept) {
     kept.carry = kept.state = zero_quad<T>();
   }
-  static __device__ __forceinline__ void run(const Params& p, const Place<T>& at, int64_t t, const Quad<T>& product,
-                                             Kept<T>& kept) {
+  // The primal adjoint of the state: lam (rate), delta / k (voltage).
+  static __device__ __forceinline__ Quad<T> adjoint(const Params& p, const Place& at, int64_t t, const Quad<T>& leak) {
+    if constexpr (Voltage) {
+      Quad<T> q = at.get(p.delta, t);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) q.v[i] = q.v[i] * (T(1) / positive(leak.v[i]));
+      return q;
+    } else {
+      return at.get(p.lam, t);
+    }
+  }
+  static __device__ __forceinline__ void load(const Params& p, const Place& at, int64_t t, Loaded& in) {
+    if (t >= at.length) return;
+    const bool first = t == at.length - 1, y_is_phi = Voltage || p.s.unit_leak, moving = p.dleak.p != nullptr;
+    in.leak = at.unit(p.leak, p.s.n);
+    in.dleak = at.unit(p.dleak, p.s.n);
+    in.dgy = at.get(p.dgy, t);
+    in.phi = y_is_phi ? at.get(p.y, t) : at.get(p.aux, t);
+    in.dphi = y_is_phi ? at.get(p.dy, t) : at.get(p.daux, t);
+    in.lam = at.get(p.lam, t);
+    in.last = first ? at.batch(p.dgs_n) : zero_quad<T>();
+    in.delta = Voltage && moving ? adjoint(p, at, t, in.leak) : zero_quad<T>();
+    in.next = !first && moving ? adjoint(p, at, t + 1, in.leak) : zero_quad<T>();
+  }
+  static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
+                                             const Quad<T>& product, Kept<T>& kept) {
     using D = Dual<T>;
     if (t >= at.length) {
       at.put(p.ddelta, t, zero_quad<T>());
       at.put(p.dlam, t, zero_quad<T>());
       return;
     }
-    const bool first = t == at.length - 1, y_is_phi = Voltage || p.s.unit_leak, moving = p.dleak.p != nullptr;
-    const Quad<T> zero = zero_quad<T>();
-    const Quad<T> leak = at.unit(p.leak, p.s.n), dleak = at.unit(p.dleak, p.s.n), dgy = at.get(p.dgy, t),
-                  phi = at.get(y_is_phi ? p.y : p.aux, t), dphi = at.get(y_is_phi ? p.dy : p.daux, t), lam = at.get(p.lam, t),
-                  last = first ? at.batch(p.dgs_n) : zero, delta = Voltage && moving ? at.get(p.delta, t) : zero;
-    // the primal adjoint of the state at t+1: lam (rate), delta / k (voltage)
-    const Quad<T> next = !first && moving ? at.get(Voltage ? p.delta : p.lam, t + 1) : zero;
+    const bool first = t == at.length - 1, moving = p.dleak.p != nullptr;
     Quad<T> ddelta, dlam;
     with_activation(p.s.act, [&](auto act) {
       using Act = decltype(act);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        const D k{leak.v[i], dleak.v[i]}, f{phi.v[i], dphi.v[i]};
-        const T inverse = Voltage ? T(1) / positive(k.a) : T(1);
+        const D k{in.leak.v[i], in.dleak.v[i]}, f{in.phi.v[i], in.dphi.v[i]};
         D after{T(0), T(0)};
-        T signal = dgy.v[i];
+        T signal = in.dgy.v[i];
         if (!first) {
-          after = {next.v[i] * inverse, kept.state.v[i]};
+          after = {in.next.v[i], kept.state.v[i]};
           signal += product.v[i];
         }
-        if constexpr (!Voltage) signal += last.v[i];
-        D adjoint{lam.v[i], signal};
+        if constexpr (!Voltage) signal += in.last.v[i];
+        D adjoint{in.lam.v[i], signal};
         if constexpr (Voltage) {
           D d = leaky_voltage_adjoint<Act>(f, adjoint, after, k);
-          d.b += last.v[i];
-          if (moving) d.a = delta.v[i] * inverse;
+          d.b += in.last.v[i];
+          if (moving) d.a = in.delta.v[i];
           ddelta.v[i] = (k * d).b;
           kept.state.v[i] = d.b;
         } else {
@@ -116,15 +150,12 @@ struct BackwardJvpStep {
     at.put(p.ddelta, t, ddelta);
     at.put(p.dlam, t, dlam);
   }
-  static __device__ __forceinline__ void finish(const Params& p, const Place<T>& at, const Quad<T>& product, Kept<T>& kept) {
+  static __device__ __forceinline__ void finish(const Params& p, const Place& at, const Quad<T>& product, Kept<T>& kept) {
     const Quad<T> leak = at.unit(p.leak, p.s.n), dleak = at.unit(p.dleak, p.s.n),
-                  next = p.dleak.p ? at.get(Voltage ? p.delta : p.lam, 0) : zero_quad<T>();
+                  primal = p.dleak.p ? adjoint(p, at, 0, leak) : zero_quad<T>();
     Quad<T> dgs0;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      const T primal = Voltage ? next.v[i] / positive(leak.v[i]) : next.v[i];
-      dgs0.v[i] = one_minus(leak.v[i]) * kept.state.v[i] - dleak.v[i] * primal;
-    }
+    for (int i = 0; i < kColumns; ++i) dgs0.v[i] = one_minus(leak.v[i]) * kept.state.v[i] - dleak.v[i] * primal.v[i];
     at.put_batch(p.dgs0, dgs0);
     at.put_batch(p.dgy0, product);
   }

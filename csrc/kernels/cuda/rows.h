@@ -1,5 +1,6 @@
 // What CUDA kernels of a recurrence share: four neighbouring columns of a row as one value, and where a row lies.
 #pragma once
+#include "kernels/cuda/half.h"
 #include "kernels/cuda/portable.h"
 #include "kernels/cuda/strategy.h"
 #include "kernels/leaky.h"
@@ -12,45 +13,47 @@ struct Quad {
   T v[kColumns];
 };
 
-template <class T>
-struct alignas(16) Words {  // what one load or store instruction moves
-  T v[16 / sizeof(T)];
+// What one load or store instruction moves: at most 16 bytes of a quad.
+template <class E>
+struct alignas(kColumns * sizeof(E) < 16 ? kColumns * sizeof(E) : 16) Words {
+  static constexpr int kCount = static_cast<int>(sizeof(E) > 4 ? 16 / sizeof(E) : kColumns);
+  E v[kCount];
 };
 
 // Four numbers at p, `count` of them inside the row. `vec`: rows are whole quads and 16-byte aligned.
-template <class T>
-__device__ __forceinline__ Quad<T> load_quad(const T* p, int count, bool vec) {
-  Quad<T> q;
+template <class E>
+__device__ __forceinline__ Quad<ComputeOf<E>> load_quad(const E* p, int count, bool vec) {
+  Quad<ComputeOf<E>> q;
   if (vec) {
-    constexpr int kWords = kColumns * sizeof(T) / 16;
+    constexpr int kCount = Words<E>::kCount;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const Words<T> word = reinterpret_cast<const Words<T>*>(p)[w];
+    for (int w = 0; w < kColumns / kCount; ++w) {
+      const Words<E> word = reinterpret_cast<const Words<E>*>(p)[w];
 #pragma unroll
-      for (int i = 0; i < kColumns / kWords; ++i) q.v[w * (kColumns / kWords) + i] = word.v[i];
+      for (int i = 0; i < kCount; ++i) q.v[w * kCount + i] = widen(word.v[i]);
     }
     return q;
   }
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) q.v[i] = RX_BOUND(1, i < count) ? p[i] : T(0);
+  for (int i = 0; i < kColumns; ++i) q.v[i] = RX_BOUND(1, i < count) ? widen(p[i]) : ComputeOf<E>(0);
   return q;
 }
-template <class T>
-__device__ __forceinline__ void store_quad(T* p, const Quad<T>& q, int count, bool vec) {
+template <class E>
+__device__ __forceinline__ void store_quad(E* p, const Quad<ComputeOf<E>>& q, int count, bool vec) {
   if (vec) {
-    constexpr int kWords = kColumns * sizeof(T) / 16;
+    constexpr int kCount = Words<E>::kCount;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      Words<T> word;
+    for (int w = 0; w < kColumns / kCount; ++w) {
+      Words<E> word;
 #pragma unroll
-      for (int i = 0; i < kColumns / kWords; ++i) word.v[i] = q.v[w * (kColumns / kWords) + i];
-      reinterpret_cast<Words<T>*>(p)[w] = word;
+      for (int i = 0; i < kCount; ++i) word.v[i] = narrow<E>(q.v[w * kCount + i]);
+      reinterpret_cast<Words<E>*>(p)[w] = word;
     }
     return;
   }
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
-    if (RX_BOUND(2, i < count)) p[i] = q.v[i];
+    if (RX_BOUND(2, i < count)) p[i] = narrow<E>(q.v[i]);
   }
 }
 template <class T>
@@ -61,8 +64,8 @@ __device__ __forceinline__ Quad<T> zero_quad() {
   return q;
 }
 
-// Four columns of one row: row b of the batch under leading index l, columns j to j + count - 1.
-template <class T>
+// Four columns of one row: row b of the batch under leading index l, columns j to j + count - 1. Its functions read and write
+// them in arrays of any element type, as numbers of the type of computation.
 struct Place {
   int64_t l = 0, length = 0, steps = 0;  // steps: numbers from one time step to the next
   // Offsets of the columns in (L, T, B, n), (1, T, B, n) and (1, B, n), (L, B, n).
@@ -83,22 +86,28 @@ struct Place {
     flat = l * steps + alone;
     vec = whole;
   }
-  __device__ __forceinline__ const T* at(const In<T>& x, int64_t t) const {
-    return x.p ? x.p + (x.lead ? full : alone) + t * steps : nullptr;
+  // x (L|1, T, B, n) at step t, zeros if null.
+  template <class E>
+  __device__ __forceinline__ Quad<ComputeOf<E>> get(const In<E>& x, int64_t t) const {
+    if (x.p == nullptr) return zero_quad<ComputeOf<E>>();
+    return load_quad(x.p + (x.lead ? full : alone) + t * steps, count, vec);
   }
-  __device__ __forceinline__ Quad<T> get(const In<T>& x, int64_t t) const {
-    return x.p ? load_quad(at(x, t), count, vec) : zero_quad<T>();
+  // x (L|1, B, n), zeros if null.
+  template <class E>
+  __device__ __forceinline__ Quad<ComputeOf<E>> batch(const In<E>& x) const {
+    return x.p ? load_quad(x.p + (x.lead ? flat : alone), count, vec) : zero_quad<ComputeOf<E>>();
   }
-  __device__ __forceinline__ Quad<T> batch(const In<T>& x) const {
-    return x.p ? load_quad(x.p + (x.lead ? flat : alone), count, vec) : zero_quad<T>();
+  // x (L|1, n), zeros if null.
+  template <class E>
+  __device__ __forceinline__ Quad<ComputeOf<E>> unit(const In<E>& x, int64_t n) const {
+    return x.p ? load_quad(x.p + (x.lead ? l * n : 0) + j, count, vec) : zero_quad<ComputeOf<E>>();
   }
-  __device__ __forceinline__ Quad<T> unit(const In<T>& x, int64_t n) const {
-    return x.p ? load_quad(x.p + (x.lead ? l * n : 0) + j, count, vec) : zero_quad<T>();
-  }
-  __device__ __forceinline__ void put(T* x, int64_t t, const Quad<T>& q) const {
+  template <class E>
+  __device__ __forceinline__ void put(E* x, int64_t t, const Quad<ComputeOf<E>>& q) const {
     if (x) store_quad(x + full + t * steps, q, count, vec);
   }
-  __device__ __forceinline__ void put_batch(T* x, const Quad<T>& q) const {
+  template <class E>
+  __device__ __forceinline__ void put_batch(E* x, const Quad<ComputeOf<E>>& q) const {
     if (x) store_quad(x + flat, q, count, vec);
   }
 };

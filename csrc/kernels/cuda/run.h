@@ -23,12 +23,12 @@ bool whole_words(int64_t n, const P*... arrays) {
 }
 
 template <class Step, int Rows>
-const char* run_persistent(const char* name, const typename Step::Params& p, const Launch<typename Step::Number>& launch,
+const char* run_persistent(const char* name, const typename Step::Params& p, const Launch<typename Step::Element>& launch,
                            bool vec) {
-  using T = typename Step::Number;
+  using E = typename Step::Element;
   Grid g{p.w.lead ? p.s.L : 1, p.w.lead ? p.s.B : p.s.L * p.s.B, 0, vec};
   g.tiles = (g.rows + Rows - 1) / Rows;
-  const int64_t bytes = persistent_bytes(p.s.n, 1, sizeof(T), sizeof(T), Rows), blocks = g.groups * g.tiles;
+  const int64_t bytes = persistent_bytes(p.s.n, 1, sizeof(E), sizeof(typename Step::T), Rows), blocks = g.groups * g.tiles;
   if (blocks > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
   // The card's maximum, not this call's need: the limit is the kernel's, and other threads may launch it too.
   if (!set_max_dynamic_shared(persistent<Step, Rows>, static_cast<size_t>(launch.card.shared))) {
@@ -50,7 +50,7 @@ bool pointwise_grid(const P& p, dim3& grid) {
 }
 
 template <class Step>
-const char* run_columns(const char* name, const typename Step::Params& p, const Launch<typename Step::Number>& launch,
+const char* run_columns(const char* name, const typename Step::Params& p, const Launch<typename Step::Element>& launch,
                         bool vec) {
   dim3 grid;
   if (!pointwise_grid(p, grid)) return error_of(name, "more blocks than a grid can have");
@@ -59,12 +59,11 @@ const char* run_columns(const char* name, const typename Step::Params& p, const 
 }
 
 template <class Step>
-const char* run_stepwise(const char* name, const typename Step::Params& p, const Launch<typename Step::Number>& launch,
+const char* run_stepwise(const char* name, const typename Step::Params& p, const Launch<typename Step::Element>& launch,
                          bool vec) {
-  using T = typename Step::Number;
   dim3 grid;
   if (!pointwise_grid(p, grid)) return error_of(name, "more blocks than a grid can have");
-  const Scratch3<T> kept{launch.state, launch.extra, launch.carry, launch.product};
+  const Between<typename Step::Element> kept{launch.state, launch.extra, launch.product, launch.carry};
   vec = vec && whole_words(p.s.n, kept.state, kept.extra, kept.carry, kept.product);
   RX_LAUNCH((pointwise<Step, Part::Begin>), grid, dim3(kPointThreads), 0, launch.stream, p, kept, int64_t(0), vec);
   for (int64_t step = 0; step < p.s.T; ++step) {
@@ -81,11 +80,16 @@ const char* run_stepwise(const char* name, const typename Step::Params& p, const
 }
 
 template <class Step>
-const char* run(const char* name, const typename Step::Params& p, const Launch<typename Step::Number>& launch, bool vec) {
+const char* run(const char* name, const typename Step::Params& p, const Launch<typename Step::Element>& launch, bool vec) {
   if (const char* error = last_error()) return error_of("a CUDA call before this one", error);
   if (launch.strategy == Strategy::Stepwise) return run_stepwise<Step>(name, p, launch, vec);
-  if (tile_rows(launch.card, p.s.L * p.s.B) == kRowsMax) return run_persistent<Step, kRowsMax>(name, p, launch, vec);
-  return run_persistent<Step, kRowsMin>(name, p, launch, vec);
+  using E = typename Step::Element;
+  const int rows = tile_rows(launch.card, sizeof(E), sizeof(typename Step::T), p.s.L * p.s.B);
+  if constexpr (sizeof(E) != 2) {
+    if (rows == kRowsMin) return run_persistent<Step, kRowsMin>(name, p, launch, vec);
+  }
+  if constexpr (sizeof(E) != 8) return run_persistent<Step, kRowsMax>(name, p, launch, vec);
+  return error_of(name, "no tile of this size");
 }
 
 }  // namespace cuda

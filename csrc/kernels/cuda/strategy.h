@@ -21,9 +21,10 @@ struct Card {
 constexpr int kColumns = 4;  // columns of one thread
 constexpr int kSlices = 4;   // parts of the sum over k within a warp
 constexpr int kWarpColumns = 32;
-constexpr int kRowsMax = 8;  // rows of a block's tile
-constexpr int kRowsMin = 4;
+constexpr int kRowsMax = 8;           // rows of a block's tile
+constexpr int kRowsMin = 4;           // where few rows would leave processors without work, and in double (registers)
 constexpr int64_t kThreadsMax = 256;  // 8 warps of 32 columns
+constexpr int kCarryPad = 32;         // half numbers between rows of the carry: lanes then read from different banks
 
 // Columns and sums padded so that no thread has to ask where they end.
 RX_BOTH constexpr int64_t padded_columns(int64_t n) {
@@ -33,9 +34,12 @@ RX_BOTH constexpr int64_t padded_sum(int64_t n) {
   return (n + kSlices - 1) / kSlices * kSlices;
 }
 
-// Dynamic shared memory of a persistent block: the matrices of `gates` gates (n, padded columns) in numbers of `weight` bytes,
-// and two copies of the carry (n, rows) in numbers of `number` bytes.
+// Dynamic shared memory of a persistent block: the matrices of `gates` gates and two copies of the carry. In float and double
+// (n, padded columns) numbers of `weight` bytes and (n, rows) of `number` bytes; in half precision, for tensor cores, (padded
+// columns, padded columns) and (8, padded columns + kCarryPad), both of 2 bytes.
 constexpr int64_t persistent_bytes(int64_t n, int64_t gates, int64_t weight, int64_t number, int64_t rows) {
+  if (weight == 2)
+    return padded_columns(n) * gates * padded_columns(n) * 2 + 2 * kRowsMax * (padded_columns(n) + kCarryPad) * 2;
   return padded_sum(n) * (gates * padded_columns(n) * weight + 2 * rows * number);
 }
 
@@ -48,9 +52,10 @@ constexpr bool persistent_fits(const Card& card, int64_t n, int64_t gates, int64
   return persistent_threads(n) <= kThreadsMax && persistent_bytes(n, gates, weight, number, kRowsMax) <= card.shared;
 }
 
-// Rows of a tile: small tiles where few rows would leave processors without work.
-constexpr int tile_rows(const Card& card, int64_t rows) {
-  return rows > static_cast<int64_t>(kRowsMin) * card.processors ? kRowsMax : kRowsMin;
+// Rows of a tile, for weights of `weight` and sums of `number` bytes.
+constexpr int tile_rows(const Card& card, int64_t weight, int64_t number, int64_t rows) {
+  if (weight == 2) return kRowsMax;  // as tensor cores have it
+  return number == 4 && rows > static_cast<int64_t>(kRowsMin) * card.processors ? kRowsMax : kRowsMin;
 }
 
 // The rule: persistent wherever it fits, unless `asked` says otherwise. What was asked for and isn't there: Automatic.

@@ -1,0 +1,46 @@
+// From half precision to float and back (nearest, ties to even), one way of writing for all element types.
+#pragma once
+#include "kernels/cuda/portable.h"
+#include "kernels/half.h"
+
+namespace rx {
+namespace cuda {
+
+template <class T>
+__device__ __forceinline__ T widen(T x) {
+  return x;
+}
+__device__ __forceinline__ float widen(BFloat16 x) {
+  return __bfloat162float(__ushort_as_bfloat16(x.bits));
+}
+__device__ __forceinline__ float widen(Float16 x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+
+template <class E>
+__device__ __forceinline__ E narrow(ComputeOf<E> x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ BFloat16 narrow<BFloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <>
+__device__ __forceinline__ Float16 narrow<Float16>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+
+// d (16 x 8 floats of a warp) += a (16 x 16) b (16 x 8), two numbers of E a register.
+template <class E>
+__device__ __forceinline__ void mma(float* d, const uint32_t* a, const uint32_t* b);
+template <>
+__device__ __forceinline__ void mma<BFloat16>(float* d, const uint32_t* a, const uint32_t* b) {
+  mma_bf16(d, a, b);
+}
+template <>
+__device__ __forceinline__ void mma<Float16>(float* d, const uint32_t* a, const uint32_t* b) {
+  mma_f16(d, a, b);
+}
+
+}  // namespace cuda
+}  // namespace rx
