@@ -251,7 +251,7 @@ def test_float32():
 
 
 BAD = {
-    "half": ({"pre": lambda x: x.half()}, {}, TypeError, "pre has dtype torch.float16"),
+    "complex": ({"pre": lambda x: x.cfloat()}, {}, TypeError, "pre has dtype torch.complex64"),
     "bfloat16": ({"pre": lambda x: x.bfloat16()}, {}, TypeError, "torch.bfloat16"),
     "mixed": ({"w": lambda x: x.float()}, {}, TypeError, "w has dtype torch.float32"),
     "rank": ({"pre": lambda x: x[0]}, {}, ValueError, r"pre has shape \(3, 5\)"),

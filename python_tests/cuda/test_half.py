@@ -8,7 +8,7 @@ import torch
 from leaky_cases import tolerance
 
 import rtrl_ext as rx
-from rtrl_ext import _kernels
+from rtrl_ext import _dispatch, _kernels
 
 DTYPES = [torch.bfloat16, torch.float16]
 RULES = [
@@ -101,6 +101,11 @@ def test_without_such_kernels_the_layer_is_computed_in_float32():
     assert not _kernels.takes_half(x.device)
     found = gradients(net, x.clone().requires_grad_())
     close(found, gradients(exact, x.double().requires_grad_()), torch.bfloat16)
+    zero, one = torch.zeros(1, 1, 4).half(), torch.ones(1, 4)
+    with pytest.raises(
+        TypeError, match=r"pre has dtype torch\.float16; expected torch\.float32 or"
+    ):
+        _dispatch.leaky_core(zero, zero[0], zero[0], torch.zeros(4, 4).half(), one[0])
 
 
 @pytest.mark.parametrize("form", ["rate", "voltage"])

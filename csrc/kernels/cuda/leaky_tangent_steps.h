@@ -13,12 +13,18 @@ struct ForwardJvpStep {
   using Params = LeakyForwardJvp<T, E>;
   static constexpr bool kBackwards = false, kTransposed = true, kFinishes = false;
   struct Loaded {
-    Quad<T> leak, dleak, dpre, phi, change;  // change: of the state (voltage), from the state to phi (rate)
+    Quad<T> leak, dpre, phi, change;  // change: of the state (voltage), from the state to phi (rate)
   };
 
   static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
     kept.carry = at.batch(p.dy0);
     kept.state = at.batch(p.ds0);
+    kept.extra = at.unit(p.dleak, p.s.n);  // what `change` is multiplied by
+    if constexpr (Voltage) {
+      const Quad<T> leak = at.unit(p.leak, p.s.n);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) kept.extra.v[i] = kept.extra.v[i] / positive(leak.v[i]);
+    }
   }
   static __device__ __forceinline__ Quad<T> state(const Params& p, const Place& at, int64_t t) {
     if constexpr (Voltage) {
@@ -32,9 +38,8 @@ struct ForwardJvpStep {
     in.leak = at.unit(p.leak, p.s.n);
     in.dpre = at.get(p.dpre, t);
     in.phi = Voltage || p.s.unit_leak ? at.get(p.y, t) : at.get(p.aux, t);
-    in.dleak = in.change = zero_quad<T>();
+    in.change = zero_quad<T>();
     if (p.dleak.p == nullptr) return;
-    in.dleak = at.unit(p.dleak, p.s.n);
     const Quad<T> before = t > 0 ? state(p, at, t - 1) : at.batch(p.s0), now = Voltage ? state(p, at, t) : in.phi;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) in.change.v[i] = now.v[i] - before.v[i];
@@ -53,8 +58,7 @@ struct ForwardJvpStep {
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
         du.v[i] = in.dpre.v[i] + product.v[i];
-        const T k = in.leak.v[i], slope = Act::slope(in.phi.v[i]);
-        const T extra = in.dleak.v[i] * (Voltage ? in.change.v[i] / positive(k) : in.change.v[i]);
+        const T k = in.leak.v[i], slope = Act::slope(in.phi.v[i]), extra = kept.extra.v[i] * in.change.v[i];
         if constexpr (Voltage) {
           kept.state.v[i] = aux.v[i] = leaky_mix(kept.state.v[i], du.v[i], k) + extra;
           kept.carry.v[i] = slope * kept.state.v[i];
@@ -78,20 +82,21 @@ struct BackwardJvpStep {
   using Params = LeakyBackwardJvp<T, E>;
   static constexpr bool kBackwards = true, kTransposed = false, kFinishes = true;
   struct Loaded {
-    // next: the primal adjoint of the state at t+1
-    Quad<T> leak, dleak, dgy, phi, dphi, lam, last, delta, next;
+    // adjoint, next: the primal adjoint of the state at t and t+1; in voltage form times the leak
+    Quad<T> leak, dleak, dgy, phi, dphi, lam, last, adjoint, next;
   };
 
-  static __device__ __forceinline__ void begin(const Params&, const Place&, Kept<T>& kept) {
+  static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
     kept.carry = kept.state = zero_quad<T>();
-  }
-  // The primal adjoint of the state: lam (rate), delta / k (voltage).
-  static __device__ __forceinline__ Quad<T> adjoint(const Params& p, const Place& at, int64_t t, const Quad<T>& leak) {
-    if constexpr (Voltage) {
-      Quad<T> q = at.get(p.delta, t);
+    if constexpr (Voltage) {  // `extra`: one over the leak
+      const Quad<T> leak = at.unit(p.leak, p.s.n);
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) q.v[i] = q.v[i] * (T(1) / positive(leak.v[i]));
-      return q;
+      for (int i = 0; i < kColumns; ++i) kept.extra.v[i] = T(1) / positive(leak.v[i]);
+    }
+  }
+  static __device__ __forceinline__ Quad<T> adjoint(const Params& p, const Place& at, int64_t t) {
+    if constexpr (Voltage) {
+      return at.get(p.delta, t);
     } else {
       return at.get(p.lam, t);
     }
@@ -106,8 +111,8 @@ struct BackwardJvpStep {
     in.dphi = y_is_phi ? at.get(p.dy, t) : at.get(p.daux, t);
     in.lam = at.get(p.lam, t);
     in.last = first ? at.batch(p.dgs_n) : zero_quad<T>();
-    in.delta = Voltage && moving ? adjoint(p, at, t, in.leak) : zero_quad<T>();
-    in.next = !first && moving ? adjoint(p, at, t + 1, in.leak) : zero_quad<T>();
+    in.adjoint = Voltage && moving ? adjoint(p, at, t) : zero_quad<T>();
+    in.next = !first && moving ? adjoint(p, at, t + 1) : zero_quad<T>();
   }
   static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
                                              const Quad<T>& product, Kept<T>& kept) {
@@ -124,10 +129,11 @@ struct BackwardJvpStep {
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
         const D k{in.leak.v[i], in.dleak.v[i]}, f{in.phi.v[i], in.dphi.v[i]};
+        const T inverse = Voltage ? kept.extra.v[i] : T(1);
         D after{T(0), T(0)};
         T signal = in.dgy.v[i];
         if (!first) {
-          after = {in.next.v[i], kept.state.v[i]};
+          after = {in.next.v[i] * inverse, kept.state.v[i]};
           signal += product.v[i];
         }
         if constexpr (!Voltage) signal += in.last.v[i];
@@ -135,7 +141,7 @@ struct BackwardJvpStep {
         if constexpr (Voltage) {
           D d = leaky_voltage_adjoint<Act>(f, adjoint, after, k);
           d.b += in.last.v[i];
-          if (moving) d.a = in.delta.v[i];
+          if (moving) d.a = in.adjoint.v[i] * inverse;
           ddelta.v[i] = (k * d).b;
           kept.state.v[i] = d.b;
         } else {
@@ -152,10 +158,13 @@ struct BackwardJvpStep {
   }
   static __device__ __forceinline__ void finish(const Params& p, const Place& at, const Quad<T>& product, Kept<T>& kept) {
     const Quad<T> leak = at.unit(p.leak, p.s.n), dleak = at.unit(p.dleak, p.s.n),
-                  primal = p.dleak.p ? adjoint(p, at, 0, leak) : zero_quad<T>();
+                  primal = p.dleak.p ? adjoint(p, at, 0) : zero_quad<T>();
     Quad<T> dgs0;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) dgs0.v[i] = one_minus(leak.v[i]) * kept.state.v[i] - dleak.v[i] * primal.v[i];
+    for (int i = 0; i < kColumns; ++i) {
+      const T next = Voltage ? primal.v[i] * kept.extra.v[i] : primal.v[i];
+      dgs0.v[i] = one_minus(leak.v[i]) * kept.state.v[i] - dleak.v[i] * next;
+    }
     at.put_batch(p.dgs0, dgs0);
     at.put_batch(p.dgy0, product);
   }

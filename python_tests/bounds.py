@@ -1,0 +1,164 @@
+"""Lower bounds on the time of the CUDA kernels on an H100, from bytes, arithmetic and issue slots:
+the text of docs/cuda_bounds.md. Nothing here is measured on a GPU."""
+
+import textwrap
+from dataclasses import dataclass
+
+import sass
+from resources import ROOT
+
+PAGE = ROOT / "docs" / "cuda_bounds.md"
+
+# H100 SXM: NVIDIA H100 Tensor Core GPU Architecture (2022), data sheet.
+PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 3.35e12
+FMA = {"float": 128, "double": 64, "BFloat16": 2048}  # per clock and multiprocessor
+SHARED = 128  # bytes per clock and multiprocessor
+ISSUE = 4  # instructions of a warp per clock and multiprocessor
+N, STEPS, TILE = 128, 100, 8
+ROWS = PROCESSORS * TILE
+
+
+@dataclass
+class Operation:
+    """One operation's traffic per row, unit and step, in arrays of the elements' type and of that
+    of computation; ``kept`` what a stepwise run reads and writes beside them."""
+
+    name: str
+    step: str  # template arguments after the element type
+    elements: int
+    computed: int
+
+
+OPERATIONS = [
+    Operation("forward", "ForwardStep<{}, false, false>", 2, 1),  # pre; y; phi
+    Operation("backward, BPTT", "BackwardStep<{}, false, 0>", 2, 1),  # gy, phi; delta
+    Operation("backward, ModProp", "BackwardStep<{}, false, 3>", 2, 1),
+    Operation("forward tangent", "ForwardJvpStep<{}, false>", 2, 2),  # dpre, phi; dy, dphi
+    Operation("backward tangent", "BackwardJvpStep<{}, false>", 2, 3),  # dgy, phi, dphi, lam
+]
+LOCAL = Operation("backward, e-prop", "BackwardStep<{}, false, 1>", 2, 1)
+TYPES = (("float", 4, 4), ("double", 8, 8), ("BFloat16", 2, 4))
+DTYPES = {"float": "float32", "double": "float64", "BFloat16": "bfloat16"}
+
+
+def microseconds(clocks_per_processor: float) -> float:
+    return clocks_per_processor / CLOCK * 1e6
+
+
+def memory(operation: Operation, element: int, computed: int, kept: int = 0) -> float:
+    """Microseconds to move the arrays once: all steps, or one with what a stepwise run keeps."""
+    steps = 1 if kept else STEPS
+    width = operation.elements * element + operation.computed * computed + kept
+    return ROWS * N * steps * width / BANDWIDTH * 1e6
+
+
+def persistent(code: sass.Code, kind: str, element: int) -> tuple[float, float, float]:
+    """Microseconds of all steps: arithmetic, the matrix read from shared memory, and the issue
+    slots of the products' loop."""
+    opcode = {"float": "FFMA", "double": "DFMA"}.get(kind, "HMMA")
+    body = sass.main_loop(code, opcode)
+    own = sum((o or "").startswith(opcode) for o, _ in body)
+    # a warp's instruction is 32 multiply-adds, on tensor cores 16 x 16 x 8
+    work = N * N * TILE / (16 * 16 * 8 if opcode == "HMMA" else 32)
+    arithmetic = STEPS * N * N * TILE / FMA[kind]
+    shared = STEPS * N * N * element * TILE / tile_of(kind) / SHARED
+    issue = STEPS * work * sass.instructions(body) / own / ISSUE
+    return microseconds(arithmetic), microseconds(shared), microseconds(issue)
+
+
+def tile_of(kind: str) -> int:
+    return 4 if kind == "double" else TILE
+
+
+def at_most(code: sass.Code, steps: int) -> float:
+    """Microseconds of the issue slots of one thread per quad, every instruction counted."""
+    warps = ROWS * N / 4 / 32
+    return microseconds(warps * steps * sass.instructions(code) / ISSUE / PROCESSORS)
+
+
+def fill(text: str) -> str:
+    return textwrap.fill(text, 115)
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells) + " |"
+
+
+def page(code: dict[str, sass.Code], compiler: str) -> str:
+    """The text, from the code for sm_90."""
+    flops = 2 * N * N * ROWS * STEPS
+    lines = [
+        "# Lower bounds of the CUDA kernels on an H100",
+        "",
+        fill(
+            f"Written by `make budget` from the machine code that nvcc {compiler} made for sm_90. "
+            "**Not measured on a GPU**: each number is a time that the kernel cannot beat, and "
+            "says nothing of how close it comes. Latencies (a barrier and a few dependent "
+            "instructions per step) come on top. Bytes are those of the operation's arrays, each "
+            "moved once."
+        ),
+        "",
+        fill(
+            f"Rate form with tanh, n = {N}, T = {STEPS}, {ROWS} rows: one tile of {TILE} rows for "
+            f"each of {PROCESSORS} multiprocessors. H100 SXM: {BANDWIDTH / 1e12} TB/s, "
+            f"{CLOCK / 1e9} GHz, per clock and multiprocessor 128 multiply-adds in float32, 64 in "
+            "float64, 2,048 in bfloat16 on tensor cores, 128 bytes of shared memory, 4 "
+            "instructions of a warp (NVIDIA H100 Tensor Core GPU Architecture, 2022). Times in "
+            "microseconds."
+        ),
+        "",
+        "## Persistent: all steps, one launch",
+        "",
+        fill(
+            f"Products: {flops / 1e9:.2f} GFLOP. Shared memory: the matrix, once per tile (8 rows, "
+            "4 in float64) and step. Issue slots: the loop of the products alone."
+        ),
+        "",
+        "| kernel | type | MB | memory | arithmetic | shared memory | issue slots |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for operation in OPERATIONS:
+        for kind, element, computed in TYPES:
+            name = f"persistent<{operation.step.format(kind)}, {tile_of(kind)}>"
+            moved = memory(operation, element, computed)
+            lines.append(
+                _row(
+                    operation.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
+                    *persistent(code[name], kind, element),
+                )
+            )  # fmt: skip
+    lines += [
+        "",
+        "## Columns: rules that carry nothing from unit to unit, all steps, one launch",
+        "",
+        "Issue slots at most: every branch of the step (all nonlinearities) counted as taken.",
+        "",
+        "| kernel | type | MB | memory | issue slots, at most |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, element, computed in TYPES:
+        name = f"columns<{LOCAL.step.format(kind)} >"
+        moved = memory(LOCAL, element, computed)
+        lines.append(
+            _row(LOCAL.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
+                 at_most(max(sass.loops(code[name]), key=len), STEPS))
+        )  # fmt: skip
+    lines += [
+        "",
+        "## Pointwise: one step of a stepwise run, beside the vendor's product",
+        "",
+        "Bytes: one step's arrays, what is kept between steps (in and out), the product (in).",
+        "",
+        "| kernel | type | MB | memory | issue slots, at most |",
+        "|---|---|---|---|---|",
+    ]
+    for operation in OPERATIONS:
+        for kind, element, computed in TYPES:
+            name = f"pointwise<{operation.step.format(kind)}, 1>"
+            # state and extra both ways, the product; the carry both ways
+            moved = memory(operation, element, computed, 5 * computed + 2 * element)
+            lines.append(
+                _row(operation.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
+                     at_most(code[name], 1))
+            )  # fmt: skip
+    return "\n".join(lines) + "\n"
