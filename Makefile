@@ -1,4 +1,4 @@
-# make demo | test | lint | format | wheel | bench | mutate | budget | clean
+# make demo | test | lint | format | wheel | bench | mutate | budget | gpu-check | clean
 #
 #   VENV=.venv        where the environment lives; VENV=none uses the active one (it needs torch >= 2.13)
 #   PYTHON=python3    the interpreter that makes the environment (3.11 or newer)
@@ -25,7 +25,7 @@ endif
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 FORMATTED := $(shell find csrc csrc_tests -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: demo test lint format wheel bench mutate budget clean setup
+.PHONY: demo test lint format wheel bench mutate budget gpu-check clean setup
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/built
@@ -58,7 +58,12 @@ bench: $(STAMPS)/built
 mutate: $(STAMPS)/built
 	$(PY) python_tests/mutations.py csrc_tests/MUTATIONS.md
 
-# Registers, spills and shared memory of the CUDA kernels, for csrc_tests/budget.json.
+# On a machine with a GPU: tests, compute-sanitizer, throughput; written to $(GPU_OUT).
+GPU_OUT ?= gpu_check.json
+gpu-check: $(STAMPS)/built
+	$(PY) python_tests/gpu_check.py $(GPU_OUT)
+
+# Machine code of the CUDA kernels, for csrc_tests/budget.json and docs/cuda_bounds.md.
 budget: $(STAMPS)/built
 	$(PY) python_tests/resources.py
 

@@ -9,9 +9,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <tuple>
 #include <vector>
 
-#include "emulator.h"
+#include "kernels/cuda/half.h"
 #include "kernels/cuda/launch.h"
 
 namespace {
@@ -19,27 +20,41 @@ namespace {
 using rx::ComputeOf;
 using rx::In;
 
-template <class E>
-E number(double x) {
-  return static_cast<E>(x);
+// Memory that a device reaches too, where there is one; each block on its own.
+void* allocate(size_t bytes) {
+#ifdef __CUDACC__
+  void* p = nullptr;
+  if (cudaMallocManaged(&p, bytes ? bytes : 1) != cudaSuccess) {
+    std::printf("no memory: %s\n", rx::cuda::last_error());
+    std::exit(3);
+  }
+  return p;
+#else
+  return std::malloc(bytes);
+#endif
 }
-template <>
-rx::BFloat16 number<rx::BFloat16>(double x) {
-  return {rx::emulator::bfloat16_bits(static_cast<float>(x))};
+void release(void* p) {
+#ifdef __CUDACC__
+  cudaFree(p);
+#else
+  std::free(p);
+#endif
 }
-template <>
-rx::Float16 number<rx::Float16>(double x) {
-  return {rx::emulator::half_bits(static_cast<float>(x))};
+// Null when all that was started is done without an error.
+const char* finished() {
+#ifdef __CUDACC__
+  static_cast<void>(cudaDeviceSynchronize());
+#endif
+  return rx::cuda::last_error();
 }
-template <class E>
-double value(E x) {
-  return x;
-}
-double value(rx::BFloat16 x) {
-  return rx::emulator::bfloat16_value(x.bits);
-}
-double value(rx::Float16 x) {
-  return rx::emulator::half_value(x.bits);
+void set_up(int64_t order, int64_t seed, int64_t architecture) {
+#ifdef __CUDACC__
+  static_cast<void>(order + seed + architecture);  // the device's own
+#else
+  rx::emulator::options().order = static_cast<rx::emulator::Order>(order);
+  rx::emulator::options().seed = static_cast<uint64_t>(seed);
+  rx::emulator::set_architecture(static_cast<int>(architecture));
+#endif
 }
 
 struct Array {
@@ -54,14 +69,14 @@ class Heap {
   In<T> in(const Array& a) {
     if (a.lead < 0) return {};
     T* p = fresh<T>(a.count);
-    for (int64_t i = 0; i < a.count; ++i) p[i] = number<T>(a.numbers[static_cast<size_t>(i)]);
+    for (int64_t i = 0; i < a.count; ++i)
+      p[i] = rx::cuda::narrow<T>(static_cast<ComputeOf<T>>(a.numbers[static_cast<size_t>(i)]));
     return {p, a.lead == 1};
   }
   template <class T>
   T* fresh(int64_t count) {
-    T* p = new T[static_cast<size_t>(count)];
-    blocks_.emplace_back(p, [](void* q) { delete[] static_cast<T*>(q); });
-    return p;
+    blocks_.emplace_back(allocate(sizeof(T) * static_cast<size_t>(count)), release);
+    return static_cast<T*>(blocks_.back().get());
   }
 
  private:
@@ -94,13 +109,15 @@ struct Multiply {
   bool transposed;
   static void call(void* context) {
     const Multiply& m = *static_cast<const Multiply*>(context);
+    if (finished()) return;  // the launcher will say so
     for (int64_t g = 0; g < m.groups; ++g) {
       const E* w = m.matrix + g * m.n * m.n;
       for (int64_t r = g * m.rows; r < (g + 1) * m.rows; ++r) {
         for (int64_t j = 0; j < m.n; ++j) {
           double sum = 0;
           for (int64_t k = 0; k < m.n; ++k) {
-            sum += value(m.carry[r * m.n + k]) * value(m.transposed ? w[j * m.n + k] : w[k * m.n + j]);
+            sum += static_cast<double>(rx::cuda::widen(m.carry[r * m.n + k])) *
+                   static_cast<double>(rx::cuda::widen(m.transposed ? w[j * m.n + k] : w[k * m.n + j]));
           }
           m.product[r * m.n + j] = static_cast<ComputeOf<E>>(sum);
         }
@@ -131,7 +148,7 @@ template <class T>
 bool equal(const T* got, const Array& want, double tolerance) {
   for (int64_t j = 0; j < want.count; ++j) {
     const double right = want.numbers[static_cast<size_t>(j)];
-    if (!(std::fabs(value(got[j]) - right) <= tolerance * (1 + std::fabs(right)))) return false;
+    if (!(std::fabs(static_cast<double>(rx::cuda::widen(got[j])) - right) <= tolerance * (1 + std::fabs(right)))) return false;
   }
   return true;
 }
@@ -161,9 +178,7 @@ int run_case(int64_t number_of_case, const int64_t* h) {
   auto computed = [&](int i) { return t[i] = size(i) ? heap.fresh<T>(size(i)) : nullptr; };
   auto in = [&](int i) { return heap.in<E>(at(a, i)); };
   auto wide = [&](int i) { return heap.in<T>(at(a, i)); };
-  rx::emulator::options().order = static_cast<rx::emulator::Order>(order);
-  rx::emulator::options().seed = static_cast<uint64_t>(seed);
-  rx::emulator::set_architecture(static_cast<int>(architecture));
+  set_up(order, seed, architecture);
   const char* error = nullptr;
   if (kernel == 0) {
     const rx::LeakyForward<T, E> p{s, in(0), in(1), in(2), in(3), wide(4), {}, nullptr, out(0), computed(1), out(2)};
@@ -188,6 +203,7 @@ int run_case(int64_t number_of_case, const int64_t* h) {
                                        wide(7), in(8), in(9), wide(10), out(0),  out(1), out(2),  computed(3)};
     error = start<E>(heap, p, strategy, false, &rx::cuda::backward_jvp<E>);
   }
+  if (error == nullptr) error = finished();
   if (error != nullptr) {
     std::printf("case %lld: %s\n", static_cast<long long>(number_of_case), error);
     return 1;

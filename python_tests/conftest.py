@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import emulated
+import moved
 
 
 @pytest.fixture
@@ -20,17 +21,29 @@ def double():
     torch.set_default_dtype(before)
 
 
-@pytest.fixture(params=["compiled", "reference", "emulated"])
+GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(params=["compiled", "reference", "emulated", *["moved"] * GPU])
 def backend(request):
     """Runs a test on the compiled kernels, the reference in plain PyTorch, and the emulated CUDA
-    operations."""
+    operations; where there is a GPU, on its kernels too."""
     from rtrl_ext import _kernels
 
     if request.param == "compiled":
         assert _kernels.HAVE_COMPILED, "rtrl_ext._C is missing: build the extension first"
         yield request.param
     else:
-        if request.param == "emulated":
-            emulated.load()
+        if request.param in CUDA:
+            CUDA[request.param]()
         with _kernels.use(f"rtrl_ext_{request.param}"):
             yield request.param
+
+
+CUDA = {"emulated": emulated.load, "moved": moved.load}
+
+
+@pytest.fixture(scope="module", params=["emulated", *["moved"] * GPU])
+def ops(request):
+    """The CUDA operations on CPU tensors: emulated, and a GPU's own."""
+    return CUDA[request.param]()

@@ -1,7 +1,10 @@
 """On a GPU: the numbers of the CPU, streams, and graph capture. Skipped where there is none."""
 
+import copy
+
 import pytest
 import torch
+from leaky_cases import tolerance
 
 import rtrl_ext as rx
 
@@ -19,6 +22,9 @@ RULES = [
 ]  # fmt: skip
 
 
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
 def gradients(net, x, lengths):
     y, h = net(x, lengths=lengths)
     (y.square().sum() + h.sum()).backward()
@@ -30,23 +36,54 @@ def gradients(net, x, lengths):
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("form", ["rate", "voltage"])
 @pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 33, 20), (5, 130, 9, 12)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_to_the_cpu(dtype, sizes, form, rule, strategy):
+    """The CPU's float64, within sqrt(T n) roundings of the dtype."""
     m, n, B, T = sizes
     torch.manual_seed(0)
-    net = rx.LeakyRNN(m, n, 2, leak=0.4, learn_leak=True, form=form, rule=rule, dtype=dtype)
-    x = torch.randn(T, B, m, dtype=dtype)
+    net = rx.LeakyRNN(m, n, 2, leak=0.4, learn_leak=True, form=form, rule=rule).to(dtype)
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(T, B, m).to(dtype)
     lengths = torch.randint(1, T + 1, (B,))
     lengths[0] = T
-    expected = gradients(net, x.clone().requires_grad_(), lengths)
-    net.zero_grad(set_to_none=True)
+    expected = gradients(exact, x.double().requires_grad_(), lengths)
     net.cuda()
     with rx.cuda.strategy(strategy):
         found = gradients(net, x.cuda().requires_grad_(), lengths.cuda())
-    eps = torch.finfo(dtype).eps
-    tolerance = 1e-10 if dtype == torch.float64 else 64 * (T * n) ** 0.5 * eps
     for a, b in zip(found, expected, strict=True):
-        assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
+        assert float((a.double() - b).norm()) <= tolerance(dtype, T, n) * max(1.0, float(b.norm()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_autocast_and_replicas(dtype):
+    torch.manual_seed(0)
+    net = rx.LeakyRNN(6, 40, rule="eprop").cuda()
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(9, 5, 6, device="cuda")
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        y, _ = net(x)
+    assert y.dtype == dtype
+    error = (y.double() - exact(x.double())[0]).norm() / y.double().norm()
+    assert float(error) <= tolerance(dtype, 9, 40)
+    w = torch.randn(300, 40, 40, device="cuda", dtype=dtype) / 7
+    z = torch.randn(9, 5, 40, device="cuda", dtype=dtype)
+    every = torch.func.vmap(lambda q: _layer(z, q))(w)
+    for i in (0, 299):
+        torch.testing.assert_close(every[i], _layer(z, w[i]))
+
+
+def _layer(z, w):
+    net = rx.LeakyRNN(40, 40, bias=False).to(z)
+    eye = torch.eye(40, device=z.device, dtype=z.dtype)
+    return torch.func.functional_call(net, {"weight_ih_l0": eye, "weight_hh_l0": w}, (z,))[0]
+
+
+def test_tensors_on_different_devices_are_refused():
+    net = rx.LeakyRNN(3, 4).cuda()
+    with pytest.raises(ValueError, match="is on cpu"):
+        net(torch.randn(5, 2, 3))
+    with pytest.raises(ValueError, match="is on cpu"):
+        net(torch.randn(5, 2, 3, device="cuda"), torch.zeros(1, 2, 4))
 
 
 def test_hessian_products():
@@ -79,17 +116,43 @@ def test_the_callers_stream_and_determinism():
     assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=str)
 @pytest.mark.parametrize("strategy", ["persistent", "stepwise"])
-def test_graph_capture(strategy):
-    net = rx.LeakyRNN(8, 64).cuda()
-    x = torch.randn(20, 16, 8, device="cuda")
-    with torch.no_grad(), rx.cuda.strategy(strategy):
-        expected = net(x)[0].clone()
-        net(x)
-        torch.cuda.synchronize()
+def test_graph_capture(strategy, dtype):
+    """Of a training step: forward and backward pass, replayed on other numbers."""
+    rule = rx.rules.ModProp(mu=0.25, cell_specific=True)
+    net = rx.LeakyRNN(8, 64, rule=rule).cuda().to(dtype)
+    x, other = (torch.randn(20, 16, 8, device="cuda", dtype=dtype) for _ in range(2))
+
+    def step():
+        y = net(x)[0]
+        return [y, *torch.autograd.grad(y.square().sum(), list(net.parameters()))]
+
+    with rx.cuda.strategy(strategy):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            y = net(x)[0]
-        x.add_(0)
+            captured = step()
+        x.copy_(other)
         graph.replay()
-        torch.testing.assert_close(y, expected)
+        for a, b in zip(captured, step(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_no_launch_waits_for_the_device():
+    """A step is started while the device is busy with what came before it."""
+    net = rx.LeakyRNN(8, 64).cuda()
+    x = torch.randn(20, 16, 8, device="cuda")
+    net(x)
+    with torch.cuda.device(0):
+        torch.cuda.set_sync_debug_mode("error")  # an operation of torch that waits raises
+        try:
+            y = net(x)[0]
+            torch.autograd.grad(y.sum(), list(net.parameters()))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

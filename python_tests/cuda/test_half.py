@@ -1,8 +1,7 @@
-"""Half precision through modules, rules and transforms, on the emulated CUDA operations."""
+"""Half precision through modules, rules and transforms, on the CUDA operations."""
 
 import copy
 
-import emulated
 import pytest
 import torch
 from leaky_cases import tolerance
@@ -24,9 +23,8 @@ T, B, M, N = 6, 5, 3, 20
 
 
 @pytest.fixture
-def calls():
-    """The emulated operations in use; the list takes the dtype of each call's first tensor."""
-    emulated.load()
+def calls(ops):
+    """The CUDA operations in use; the list takes the dtype of each call's first tensor."""
     seen = []
 
     def watched(op):
@@ -36,9 +34,9 @@ def calls():
 
         return call
 
-    with _kernels.use(emulated.NAMESPACE):
+    with _kernels.use(ops.name):
         active = _kernels._active
-        name = f"{emulated.NAMESPACE}_watched"
+        name = f"{ops.name}_watched"
         _kernels._all[name] = _kernels.Kernels(*map(watched, active))
         _kernels._half_on_cpu.add(name)
         with _kernels.use(name):
@@ -163,11 +161,11 @@ def test_replicas(calls):
     close([found], [run(*(t.double() for t in half))], torch.bfloat16)
 
 
-def test_compiled_model(calls):
+def test_compiled_model(ops, calls):
     """Under torch.compile an operation is traced; the numbers are those of the plain call."""
     net, _ = pair(torch.bfloat16, leak=0.4, rule="eprop")
     x = torch.randn(T, B, M).bfloat16()
-    with _kernels.use(emulated.NAMESPACE):  # functions around them are no operations
+    with _kernels.use(ops.name):  # functions around them are no operations
         expected = gradients(net, x.clone().requires_grad_())
         net.zero_grad(set_to_none=True)
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)

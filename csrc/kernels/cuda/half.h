@@ -1,5 +1,6 @@
 // From half precision to float and back (nearest, ties to even), one way of writing for all element types.
 #pragma once
+#include "kernels/config.h"
 #include "kernels/cuda/portable.h"
 #include "kernels/half.h"
 
@@ -7,26 +8,26 @@ namespace rx {
 namespace cuda {
 
 template <class T>
-__device__ __forceinline__ T widen(T x) {
+RX_FN T widen(T x) {
   return x;
 }
-__device__ __forceinline__ float widen(BFloat16 x) {
+RX_FN float widen(BFloat16 x) {
   return __bfloat162float(__ushort_as_bfloat16(x.bits));
 }
-__device__ __forceinline__ float widen(Float16 x) {
+RX_FN float widen(Float16 x) {
   return __half2float(__ushort_as_half(x.bits));
 }
 
 template <class E>
-__device__ __forceinline__ E narrow(ComputeOf<E> x) {
+RX_FN E narrow(ComputeOf<E> x) {
   return x;
 }
 template <>
-__device__ __forceinline__ BFloat16 narrow<BFloat16>(float x) {
+RX_FN BFloat16 narrow<BFloat16>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 template <>
-__device__ __forceinline__ Float16 narrow<Float16>(float x) {
+RX_FN Float16 narrow<Float16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 

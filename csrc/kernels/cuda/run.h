@@ -13,6 +13,12 @@ inline const char* error_of(const char* name, const char* error) {
   static thread_local std::string message;
   if (error == nullptr) return nullptr;
   message = std::string(name) + ": " + error;
+  // of a device whose architecture wasn't compiled for
+  for (const char* unknown : {"no kernel image", "invalid device function"}) {
+    if (message.find(unknown) == std::string::npos) continue;
+    message += "; `rtrl-ext info` names the architectures that this build has, RTRL_EXT_CUDA_ARCHITECTURES sets them";
+    break;
+  }
   return message.c_str();
 }
 

@@ -1,0 +1,55 @@
+"""The CUDA operations for CPU tensors: arguments are moved to the GPU and results back.
+
+So the tests written for the CPU run on the GPU's kernels. ``torch.ops.rtrl_ext_moved``.
+"""
+
+from functools import cache
+
+import emulated
+import torch
+
+NAMESPACE = "rtrl_ext_moved"
+NAMES = ("leaky_forward", "leaky_backward", "leaky_forward_jvp", "leaky_backward_jvp")
+
+
+class Ops:
+    """As ``emulated.load()``: the operations, and controls that have no meaning here."""
+
+    name = NAMESPACE
+
+    def __init__(self, device):
+        self._library = torch.library.Library(NAMESPACE, "DEF")
+        for name in NAMES:
+            real = getattr(torch.ops.rtrl_ext, name).default
+            self._library.define(str(real._schema).removeprefix("rtrl_ext::"))
+            self._library.impl(name, self._moving(real, device), "CPU")
+
+    @staticmethod
+    def _moving(real, device):
+        def run(*args):
+            there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+            return tuple(x.cpu() for x in real(*there))
+
+        return run
+
+    def __getattr__(self, name):
+        return getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def cuda_strategy(self, strategy):
+        return torch.ops.rtrl_ext.cuda_strategy(strategy)
+
+    def emulate(self, order, seed, architecture):
+        """A GPU takes its own order and architecture."""
+
+    def rule(self, *args):
+        return emulated.load().rule(*args)
+
+
+@cache
+def load(device: str = "cuda") -> Ops:
+    from rtrl_ext import _functorch, _kernels
+
+    ops = Ops(device)
+    _kernels.register(NAMESPACE, half_on_cpu=True)
+    _functorch.register(NAMESPACE)
+    return ops
