@@ -67,15 +67,15 @@ def test_autocast_and_replicas(dtype):
     assert float(error) <= tolerance(dtype, 9, 40)
     w = torch.randn(300, 40, 40, device="cuda", dtype=dtype) / 7
     z = torch.randn(9, 5, 40, device="cuda", dtype=dtype)
-    every = torch.func.vmap(lambda q: _layer(z, q))(w)
+    one = rx.LeakyRNN(40, 40, bias=False).to(z)
+
+    def layer(q):
+        eye = torch.eye(40, device="cuda", dtype=dtype)
+        return torch.func.functional_call(one, {"weight_ih_l0": eye, "weight_hh_l0": q}, (z,))[0]
+
+    every = torch.func.vmap(layer)(w)
     for i in (0, 299):
-        torch.testing.assert_close(every[i], _layer(z, w[i]))
-
-
-def _layer(z, w):
-    net = rx.LeakyRNN(40, 40, bias=False).to(z)
-    eye = torch.eye(40, device=z.device, dtype=z.dtype)
-    return torch.func.functional_call(net, {"weight_ih_l0": eye, "weight_hh_l0": w}, (z,))[0]
+        torch.testing.assert_close(every[i], layer(w[i]))
 
 
 def test_tensors_on_different_devices_are_refused():
