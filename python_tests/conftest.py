@@ -8,8 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import emulated
-import moved
+from backends import CUDA
 
 
 @pytest.fixture
@@ -21,10 +20,7 @@ def double():
     torch.set_default_dtype(before)
 
 
-GPU = torch.cuda.is_available()
-
-
-@pytest.fixture(params=["compiled", "reference", "emulated", *["moved"] * GPU])
+@pytest.fixture(params=["compiled", "reference", *CUDA])
 def backend(request):
     """Runs a test on the compiled kernels, the reference in plain PyTorch, and the emulated CUDA
     operations; where there is a GPU, on its kernels too."""
@@ -40,10 +36,15 @@ def backend(request):
             yield request.param
 
 
-CUDA = {"emulated": emulated.load, "moved": moved.load}
-
-
-@pytest.fixture(scope="module", params=["emulated", *["moved"] * GPU])
+@pytest.fixture(scope="module", params=CUDA)
 def ops(request):
-    """The CUDA operations on CPU tensors: emulated, and a GPU's own."""
+    """The CUDA operations on CPU tensors."""
     return CUDA[request.param]()
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that run on the CUDA kernels, emulated or not, are marked ``kernel``."""
+    for item in items:
+        used = item.callspec.params if hasattr(item, "callspec") else {}
+        if {used.get("backend"), used.get("ops")} & set(CUDA):
+            item.add_marker(pytest.mark.kernel)

@@ -25,17 +25,22 @@ KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 EMULATOR = ROOT / "csrc_tests" / "emulator.cpp"
 
 
-def compiler() -> str:
-    """g++ or what CXX names; the test is skipped where there is none."""
-    found = shutil.which(os.environ.get("CXX", "g++"))
+def compiler(mode: str = "plain") -> str:
+    """g++ or what CXX names, for MSan clang++; the test is skipped where there is none."""
+    names = [os.environ.get("CXX", "g++")]
+    if mode == "memory":
+        names = ["clang++"] + [f"clang++-{version}" for version in range(22, 13, -1)]
+    found = next((path for path in map(shutil.which, names) if path), None)
     if found is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip(f"{names[0]} is not installed")
     return found
 
 
-def compile_all(sources: list[Path], flags: list[str], folder: Path, link: list[str]) -> None:
+def compile_all(
+    sources: list[Path], flags: list[str], folder: Path, link: list[str], cxx: str | None = None
+) -> None:
     """Compiles ``sources`` (CUDA ones as C++) side by side and links them with ``link``."""
-    cxx = compiler()
+    cxx = cxx or compiler()
     objects = [folder / f"{source.name}.o" for source in sources]
 
     def one(pair: tuple[Path, Path]) -> None:
@@ -54,6 +59,7 @@ MODES: dict[str, tuple[list[str], list[str] | None]] = {
     "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O0"], None),
     # the scheduler of fibers itself is not watched
     "thread": (["-fsanitize=thread"], ["-DRX_EMULATOR_TSAN"]),
+    "memory": (["-fsanitize=memory", "-Wno-pass-failed"], None),
 }
 
 
@@ -62,7 +68,7 @@ def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
     flags, emulator = MODES[mode]
     probe = folder / "probe.cpp"
     probe.write_text("int main() { return 0; }\n")
-    cxx = compiler()
+    cxx = compiler(mode)
     made = subprocess.run(
         [cxx, *flags, str(probe), "-o", str(folder / "probe")], check=False, capture_output=True
     )
@@ -73,7 +79,8 @@ def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
     own = flags if emulator is None else emulator
     subprocess.run([cxx, *common, *own, "-c", str(EMULATOR), "-o", str(runtime)], check=True)
     sources = [*KERNELS, ROOT / "csrc_tests" / "test_leaky.cpp"]
-    compile_all(sources, [*common, *flags], folder, [*flags, str(runtime), "-o", str(target)])
+    link = [*flags, str(runtime), "-o", str(target)]
+    compile_all(sources, [*common, *flags], folder, link, cxx)
     return target
 
 
