@@ -20,6 +20,7 @@ NAMESPACE = "rtrl_ext_emulated"
 FLAGS = [
     "-std=c++17", "-DRX_CUDA_ON_CPU", "-DRX_NS=emulated", f"-I{ROOT / 'csrc'}",
     f"-I{ROOT / 'csrc_tests'}", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-pragmas",
+    "-fno-strict-aliasing",  # nvcc lets a kernel read two half numbers as one register
 ]  # fmt: skip
 KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 EMULATOR = ROOT / "csrc_tests" / "emulator.cpp"

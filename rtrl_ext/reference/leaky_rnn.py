@@ -20,34 +20,11 @@ of ``torch.func`` see through them.
 import torch
 from torch import Tensor
 
+from ._steps import active, cut, expand, final, leading, stack, where
 from .activations import ratio, slope, value
 
 RATE, VOLTAGE = 0, 1
 FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
-
-
-def _leading(*tensors: Tensor | None) -> int:
-    return max(t.shape[0] for t in tensors if t is not None)
-
-
-def _active(lengths: Tensor | None, t: int) -> Tensor | None:
-    """(B, 1) bool: which rows take part in step t; None when all do."""
-    return None if lengths is None else (lengths > t).unsqueeze(1)
-
-
-def _where(active: Tensor | None, a: Tensor, b: Tensor | None = None) -> Tensor:
-    if active is None:
-        return a
-    return torch.where(active, a, torch.zeros_like(a) if b is None else b)
-
-
-def _stack(steps: list[Tensor], lead: int) -> Tensor:
-    x = torch.stack(steps, 1)
-    return x if x.shape[0] == lead else x.expand(lead, *x.shape[1:]).contiguous()
-
-
-def _expand(x: Tensor, lead: int) -> Tensor:
-    return x if x.shape[0] == lead else x.expand(lead, *x.shape[1:])
 
 
 def leaky_forward(
@@ -62,12 +39,12 @@ def leaky_forward(
     unit_leak: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs ``y`` (L, T, B, n), ``aux`` (L, T, B, n) or (0,), final state ``s_n`` (L, B, n)."""
-    lead = _leading(pre, y0, s0, w, leak)
-    y, s, k = _expand(y0, lead), _expand(s0, lead), leak.unsqueeze(1)
+    lead = leading(pre, y0, s0, w, leak)
+    y, s, k = expand(y0, lead), expand(s0, lead), leak.unsqueeze(1)
     wt = w.transpose(1, 2)
     ys, auxs = [], []
     for t in range(pre.shape[1]):
-        on = _active(lengths, t)
+        on = active(lengths, t)
         u = pre[:, t] + torch.matmul(y, wt)
         if form == VOLTAGE:
             new = (1 - k) * s + k * u
@@ -76,9 +53,9 @@ def leaky_forward(
             aux = value(u, act)
             new = aux if unit_leak else (1 - k) * s + k * aux
             y = new
-        s = _where(on, new, s)
-        ys.append(_where(on, y))
-        auxs.append(_where(on, aux))
+        s = where(on, new, s)
+        ys.append(where(on, y))
+        auxs.append(where(on, aux))
     empty = pre.new_empty(0)
     no_aux = form == RATE and unit_leak
     return torch.stack(ys, 1), empty if no_aux else torch.stack(auxs, 1), s.clone()
@@ -112,7 +89,7 @@ def leaky_backward(
     Returns ``delta`` (L, T, B, n), the gradient of ``pre``; ``gy0``, ``gs0`` (L, B, n); and ``lam``
     (L, T, B, n), the adjoint of y_t, or (0,) without ``want_lam``.
     """
-    lead = _leading(gy, gaux, gs_n, y, aux if aux.numel() else None, w, leak)
+    lead = leading(gy, gaux, gs_n, y, aux if aux.numel() else None, w, leak)
     steps, batch, n = y.shape[1:]
     k = leak.unsqueeze(1)
     phi = y if form == VOLTAGE or unit_leak else aux
@@ -130,12 +107,8 @@ def leaky_backward(
         return torch.matmul(x, w)
 
     for t in reversed(range(steps)):
-        on = _active(lengths, t)
-        last = zero if gs_n is None else gs_n
-        if lengths is None:
-            last = last if t == steps - 1 else zero
-        else:
-            last = torch.where((lengths == t + 1).unsqueeze(1), last, zero)
+        on = active(lengths, t)
+        last = final(gs_n, lengths, t, steps, zero)
         sig = zero if gy is None else gy[:, t]
         if form == RATE:
             sig = sig + last
@@ -143,11 +116,8 @@ def leaky_backward(
             sig = sig + decay * filtered
         moved, kept = transported(carry), state
         if window > 0:
-            if lengths is None:
-                cut = torch.tensor((steps - t - 1) % window == 0, device=y.device)
-            else:
-                cut = ((lengths - t - 1) % window == 0).unsqueeze(1)
-            moved, kept = torch.where(cut, zero, moved), torch.where(cut, zero, kept)
+            dropped = cut(lengths, t, steps, window, y)
+            moved, kept = torch.where(dropped, zero, moved), torch.where(dropped, zero, kept)
         ph = slope(phi[:, t], act)
         extra = zero if gaux is None else gaux[:, t]
         if form == VOLTAGE:
@@ -163,17 +133,17 @@ def leaky_backward(
             out = ph * sig + mu * moved
         else:
             out = new if policy == STATE else delta
-        state, carry, filtered = _where(on, new), _where(on, out), _where(on, sig)
-        deltas.append(_where(on, delta))
-        lams.append(_where(on, lam))
+        state, carry, filtered = where(on, new), where(on, out), where(on, sig)
+        deltas.append(where(on, delta))
+        lams.append(where(on, lam))
     gy0 = transported(carry)
     gs0 = (1 - k) * state
     if policy == STATE and form == VOLTAGE:
         gy0, gs0 = zero.clone(), gs0 + gy0
     deltas.reverse()
     lams.reverse()
-    lam = _stack(lams, lead) if want_lam else y.new_empty(0)
-    return _stack(deltas, lead), gy0 + zero, gs0 + zero, lam
+    lam = stack(lams, lead) if want_lam else y.new_empty(0)
+    return stack(deltas, lead), gy0 + zero, gs0 + zero, lam
 
 
 def leaky_forward_jvp(
@@ -198,15 +168,15 @@ def leaky_forward_jvp(
     Returns ``dy`` (L, T, B, n), ``daux`` of aux's kind, ``ds_n`` (L, B, n), and ``du`` (L, T, B,
     n), the tangent of the pre-activation, or (0,) without ``want_du``.
     """
-    lead = _leading(dpre, dy0, ds0, dleak, y, aux if aux.numel() else None, w, leak)
+    lead = leading(dpre, dy0, ds0, dleak, y, aux if aux.numel() else None, w, leak)
     k, wt = leak.unsqueeze(1), w.transpose(1, 2)
     dk = None if dleak is None else dleak.unsqueeze(1)
     phi = y if form == VOLTAGE or unit_leak else aux
     states = aux if form == VOLTAGE else y
-    dy, ds = _expand(dy0, lead), _expand(ds0, lead)
+    dy, ds = expand(dy0, lead), expand(ds0, lead)
     dys, dauxs, dus = [], [], []
     for t in range(y.shape[1]):
-        on = _active(lengths, t)
+        on = active(lengths, t)
         before = s0 if t == 0 else states[:, t - 1]
         du = dpre[:, t] + torch.matmul(dy, wt)
         ph = slope(phi[:, t], act)
@@ -221,17 +191,17 @@ def leaky_forward_jvp(
             if dk is not None:
                 new = new + dk * (phi[:, t] - before)
             dy = new
-        ds = _where(on, new, ds)
-        dys.append(_where(on, dy))
-        dauxs.append(_where(on, daux))
-        dus.append(_where(on, du))
+        ds = where(on, new, ds)
+        dys.append(where(on, dy))
+        dauxs.append(where(on, daux))
+        dus.append(where(on, du))
     empty = y.new_empty(0)
     no_aux = form == RATE and unit_leak
     return (
-        _stack(dys, lead),
-        empty if no_aux else _stack(dauxs, lead),
-        _expand(ds, lead).clone(),
-        _stack(dus, lead) if want_du else y.new_empty(0),
+        stack(dys, lead),
+        empty if no_aux else stack(dauxs, lead),
+        expand(ds, lead).clone(),
+        stack(dus, lead) if want_du else y.new_empty(0),
     )
 
 
@@ -260,7 +230,7 @@ def leaky_backward_jvp(
     (0,) without ``want_dlam``.
     """
     inputs = (dgy, dgs_n, dleak, dy, y, lam, delta, w, leak)
-    lead = _leading(*inputs, *(x for x in (daux, aux) if x.numel()))
+    lead = leading(*inputs, *(x for x in (daux, aux) if x.numel()))
     steps, batch, n = y.shape[1:]
     k = leak.unsqueeze(1)
     dk = None if dleak is None else dleak.unsqueeze(1)
@@ -272,12 +242,8 @@ def leaky_backward_jvp(
     ddeltas: list[Tensor] = []
     dlams: list[Tensor] = []
     for t in reversed(range(steps)):
-        on = _active(lengths, t)
-        last = zero if dgs_n is None else dgs_n
-        if lengths is None:
-            last = last if t == steps - 1 else zero
-        else:
-            last = torch.where((lengths == t + 1).unsqueeze(1), last, zero)
+        on = active(lengths, t)
+        last = final(dgs_n, lengths, t, steps, zero)
         ph, bend = slope(phi[:, t], act), ratio(phi[:, t], act)
         dph = zero if bend is None else bend * dphi[:, t]
         rest = (1 - k) * dstate
@@ -290,24 +256,24 @@ def leaky_backward_jvp(
             if dk is not None:
                 now = delta[:, t] / k
                 ddelta = ddelta + dk * now
-                state = _where(on, now)
+                state = where(on, now)
         else:
             new = dlam = dlam + last + rest
             ddelta = k * (ph * dlam + dph * lam[:, t])
             if dk is not None:
                 ddelta = ddelta + dk * (ph * lam[:, t])
-                state = _where(on, lam[:, t])
-        dstate, dcarry = _where(on, new), _where(on, ddelta)
-        ddeltas.append(_where(on, ddelta))
-        dlams.append(_where(on, dlam))
+                state = where(on, lam[:, t])
+        dstate, dcarry = where(on, new), where(on, ddelta)
+        ddeltas.append(where(on, ddelta))
+        dlams.append(where(on, dlam))
     dgs0 = (1 - k) * dstate
     if dk is not None:
         dgs0 = dgs0 - dk * state
     ddeltas.reverse()
     dlams.reverse()
     return (
-        _stack(ddeltas, lead),
+        stack(ddeltas, lead),
         torch.matmul(dcarry, w) + zero,
         dgs0 + zero,
-        _stack(dlams, lead) if want_dlam else y.new_empty(0),
+        stack(dlams, lead) if want_dlam else y.new_empty(0),
     )
