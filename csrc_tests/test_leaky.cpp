@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -20,11 +21,11 @@ namespace {
 using rx::ComputeOf;
 using rx::In;
 
-// Memory that a device reaches too, where there is one; each block on its own.
+// Memory of the device, where there is one; each block on its own.
 void* allocate(size_t bytes) {
 #ifdef __CUDACC__
   void* p = nullptr;
-  if (cudaMallocManaged(&p, bytes ? bytes : 1) != cudaSuccess) {
+  if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
     std::printf("no memory: %s\n", rx::cuda::last_error());
     std::exit(3);
   }
@@ -39,6 +40,21 @@ void release(void* p) {
 #else
   std::free(p);
 #endif
+}
+// To or from it; waits for what was started before.
+void copy(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+#ifdef __CUDACC__
+  static_cast<void>(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+template <class T>
+std::vector<T> on_host(const T* p, int64_t count) {
+  std::vector<T> numbers(static_cast<size_t>(count));
+  copy(numbers.data(), p, sizeof(T) * numbers.size());
+  return numbers;
 }
 // Null when all that was started is done without an error.
 const char* finished() {
@@ -68,10 +84,16 @@ class Heap {
   template <class T>
   In<T> in(const Array& a) {
     if (a.lead < 0) return {};
-    T* p = fresh<T>(a.count);
-    for (int64_t i = 0; i < a.count; ++i)
-      p[i] = rx::cuda::narrow<T>(static_cast<ComputeOf<T>>(a.numbers[static_cast<size_t>(i)]));
+    std::vector<T> numbers;
+    for (double x : a.numbers) numbers.push_back(rx::cuda::narrow<T>(static_cast<ComputeOf<T>>(x)));
+    T* p = put(numbers);
     return {p, a.lead == 1};
+  }
+  template <class T>
+  T* put(const std::vector<T>& numbers) {
+    T* p = fresh<T>(static_cast<int64_t>(numbers.size()));
+    copy(p, numbers.data(), sizeof(T) * numbers.size());
+    return p;
   }
   template <class T>
   T* fresh(int64_t count) {
@@ -109,20 +131,20 @@ struct Multiply {
   bool transposed;
   static void call(void* context) {
     const Multiply& m = *static_cast<const Multiply*>(context);
-    if (finished()) return;  // the launcher will say so
-    for (int64_t g = 0; g < m.groups; ++g) {
-      const E* w = m.matrix + g * m.n * m.n;
-      for (int64_t r = g * m.rows; r < (g + 1) * m.rows; ++r) {
-        for (int64_t j = 0; j < m.n; ++j) {
-          double sum = 0;
-          for (int64_t k = 0; k < m.n; ++k) {
-            sum += static_cast<double>(rx::cuda::widen(m.carry[r * m.n + k])) *
-                   static_cast<double>(rx::cuda::widen(m.transposed ? w[j * m.n + k] : w[k * m.n + j]));
-          }
-          m.product[r * m.n + j] = static_cast<ComputeOf<E>>(sum);
+    const std::vector<E> w = on_host(m.matrix, m.groups * m.n * m.n), carry = on_host(m.carry, m.groups * m.rows * m.n);
+    std::vector<ComputeOf<E>> product(carry.size());
+    auto at = [](const std::vector<E>& x, int64_t i) { return static_cast<double>(rx::cuda::widen(x[static_cast<size_t>(i)])); };
+    for (int64_t r = 0; r < m.groups * m.rows; ++r) {
+      const int64_t matrix = r / m.rows * m.n * m.n;
+      for (int64_t j = 0; j < m.n; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < m.n; ++k) {
+          sum += at(carry, r * m.n + k) * at(w, matrix + (m.transposed ? j * m.n + k : k * m.n + j));
         }
+        product[static_cast<size_t>(r * m.n + j)] = static_cast<ComputeOf<E>>(sum);
       }
     }
+    copy(m.product, product.data(), sizeof(ComputeOf<E>) * product.size());
   }
 };
 
@@ -145,10 +167,11 @@ const char* start(Heap& heap, const P& p, int64_t strategy, bool transposed,
 }
 
 template <class T>
-bool equal(const T* got, const Array& want, double tolerance) {
+bool equal(const T* results, const Array& want, double tolerance) {
+  const std::vector<T> got = on_host(results, want.count);
   for (int64_t j = 0; j < want.count; ++j) {
     const double right = want.numbers[static_cast<size_t>(j)];
-    if (!(std::fabs(static_cast<double>(rx::cuda::widen(got[j])) - right) <= tolerance * (1 + std::fabs(right)))) return false;
+    if (!(std::fabs(static_cast<double>(rx::cuda::widen(got[static_cast<size_t>(j)])) - right) <= tolerance * (1 + std::fabs(right)))) return false;
   }
   return true;
 }
@@ -164,9 +187,9 @@ int run_case(int64_t number_of_case, const int64_t* h) {
   Heap heap;
   int64_t count = 0;
   if (!read(&count, 1)) std::abort();
-  int64_t* lengths = heap.fresh<int64_t>(count);
-  if (!read(lengths, count)) std::abort();
-  if (count > 0) s.lengths = lengths;
+  std::vector<int64_t> lengths(static_cast<size_t>(count));
+  if (!read(lengths.data(), count)) std::abort();
+  if (count > 0) s.lengths = heap.put(lengths);
   std::vector<Array> a, expected;
   for (int64_t i = 0; i < h[14]; ++i) a.push_back(read_array());
   for (int64_t i = 0; i < 4; ++i) expected.push_back(read_array());

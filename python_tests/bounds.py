@@ -9,9 +9,9 @@ from resources import ROOT
 
 PAGE = ROOT / "docs" / "cuda_bounds.md"
 
-# H100 SXM: NVIDIA H100 Tensor Core GPU Architecture (2022), data sheet.
-PROCESSORS, CLOCK, BANDWIDTH = 132, 1.755e9, 3.35e12
-FMA = {"float": 128, "double": 64, "BFloat16": 2048}  # per clock and multiprocessor
+# H100 SXM, NVIDIA's data sheet: 67, 34 and 989 TFLOP/s; the clock is that of the first two.
+PROCESSORS, CLOCK, BANDWIDTH = 132, 1.98e9, 3.35e12
+FLOPS = {"float": 66.9e12, "double": 33.5e12, "BFloat16": 989.4e12}
 SHARED = 128  # bytes per clock and multiprocessor
 ISSUE = 4  # instructions of a warp per clock and multiprocessor
 N, STEPS, TILE = 128, 100, 8
@@ -21,7 +21,7 @@ ROWS = PROCESSORS * TILE
 @dataclass
 class Operation:
     """One operation's traffic per row, unit and step, in arrays of the elements' type and of that
-    of computation; ``kept`` what a stepwise run reads and writes beside them."""
+    of computation."""
 
     name: str
     step: str  # template arguments after the element type
@@ -45,10 +45,9 @@ def microseconds(clocks_per_processor: float) -> float:
     return clocks_per_processor / CLOCK * 1e6
 
 
-def memory(operation: Operation, element: int, computed: int, kept: int = 0) -> float:
-    """Microseconds to move the arrays once: all steps, or one with what a stepwise run keeps."""
-    steps = 1 if kept else STEPS
-    width = operation.elements * element + operation.computed * computed + kept
+def memory(operation: Operation, element: int, computed: int, steps: int = STEPS) -> float:
+    """Microseconds to move the arrays of some steps once."""
+    width = operation.elements * element + operation.computed * computed
     return ROWS * N * steps * width / BANDWIDTH * 1e6
 
 
@@ -60,10 +59,10 @@ def persistent(code: sass.Code, kind: str, element: int) -> tuple[float, float, 
     own = sum((o or "").startswith(opcode) for o, _ in body)
     # a warp's instruction is 32 multiply-adds, on tensor cores 16 x 16 x 8
     work = N * N * TILE / (16 * 16 * 8 if opcode == "HMMA" else 32)
-    arithmetic = STEPS * N * N * TILE / FMA[kind]
+    arithmetic = 2 * N * N * ROWS * STEPS / FLOPS[kind] * 1e6
     shared = STEPS * N * N * element * TILE / tile_of(kind) / SHARED
     issue = STEPS * work * sass.instructions(body) / own / ISSUE
-    return microseconds(arithmetic), microseconds(shared), microseconds(issue)
+    return arithmetic, microseconds(shared), microseconds(issue)
 
 
 def tile_of(kind: str) -> int:
@@ -92,19 +91,18 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
         "",
         fill(
             f"Written by `make budget` from the machine code that nvcc {compiler} made for sm_90. "
-            "**Not measured on a GPU**: each number is a time that the kernel cannot beat, and "
-            "says nothing of how close it comes. Latencies (a barrier and a few dependent "
-            "instructions per step) come on top. Bytes are those of the operation's arrays, each "
-            "moved once."
+            '**Not measured on a GPU**: but for columns headed "at most", each number is a time '
+            "that the kernel cannot beat, and says nothing of how close it comes. Latencies (a "
+            "barrier and a few dependent instructions per step) come on top. Bytes are those of "
+            "the operation's arrays, each moved once."
         ),
         "",
         fill(
             f"Rate form with tanh, n = {N}, T = {STEPS}, {ROWS} rows: one tile of {TILE} rows for "
             f"each of {PROCESSORS} multiprocessors. H100 SXM: {BANDWIDTH / 1e12} TB/s, "
-            f"{CLOCK / 1e9} GHz, per clock and multiprocessor 128 multiply-adds in float32, 64 in "
-            "float64, 2,048 in bfloat16 on tensor cores, 128 bytes of shared memory, 4 "
-            "instructions of a warp (NVIDIA H100 Tensor Core GPU Architecture, 2022). Times in "
-            "microseconds."
+            "67 TFLOP/s in float32, 34 in float64, 989 in bfloat16 on tensor cores (NVIDIA's data "
+            f"sheet); at {CLOCK / 1e9} GHz, per clock and multiprocessor, 128 bytes of shared "
+            "memory and 4 instructions of a warp. Times in microseconds."
         ),
         "",
         "## Persistent: all steps, one launch",
@@ -147,7 +145,7 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
         "",
         "## Pointwise: one step of a stepwise run, beside the vendor's product",
         "",
-        "Bytes: one step's arrays, what is kept between steps (in and out), the product (in).",
+        "Bytes: one step's arrays; what is kept between steps and the product may stay in cache.",
         "",
         "| kernel | type | MB | memory | issue slots, at most |",
         "|---|---|---|---|---|",
@@ -155,8 +153,7 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
     for operation in OPERATIONS:
         for kind, element, computed in TYPES:
             name = f"pointwise<{operation.step.format(kind)}, 1>"
-            # state and extra both ways, the product; the carry both ways
-            moved = memory(operation, element, computed, 5 * computed + 2 * element)
+            moved = memory(operation, element, computed, 1)
             lines.append(
                 _row(operation.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
                      at_most(code[name], 1))

@@ -146,13 +146,15 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
     if lengths.numel() and not whole:
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers")
     check_shape("lengths", lengths, (batch,))
-    lengths = lengths.to(device=device, dtype=torch.int64)
+    source, lengths = lengths, lengths.to(device=device, dtype=torch.int64)
     if torch.compiler.is_compiling() or batch == 0:
         return lengths
-    least = lengths.min()
-    if not has_values(least):
+    if source.is_cuda and torch.cuda.is_current_stream_capturing():
+        return lengths  # nothing can be read back; the kernels bear any value
+    ends = torch.stack(torch.aminmax(source))  # read where they came from, at once
+    if not has_values(ends):
         return lengths
-    low, high = int(least), int(lengths.max())
+    low, high = ends.tolist()
     if low < 1 or high > steps:
         wrong = low if low < 1 else high
         raise ValueError(f"lengths holds {wrong}; expected values from 1 to {steps}")

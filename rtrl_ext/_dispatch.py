@@ -175,7 +175,8 @@ def _check_lengths(lengths: Tensor, pre: Tensor) -> None:
     steps, batch = pre.shape[-3:-1]
     if lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; expected ({batch},)")
-    if batch and not torch.compiler.is_compiling() and not in_transform():
+    # on a GPU that would wait for it; modules have looked at them before
+    if batch and not lengths.is_cuda and not torch.compiler.is_compiling() and not in_transform():
         least = lengths.min()
         if not has_values(least):
             return

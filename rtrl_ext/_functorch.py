@@ -115,7 +115,6 @@ class Backward(Function):
         ctx.flags = (form, act, unit_leak)
         ctx.exact = tuple(rule[:3:2]) == (EXACT.policy, EXACT.window)
         ctx.leads = _leads(gy, gaux, gs_n, y, aux, w, leak)
-        ctx.state_shape = (y.shape[2], y.shape[3])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Grads:

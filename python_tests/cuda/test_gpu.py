@@ -35,13 +35,16 @@ def gradients(net, x, lengths):
 @pytest.mark.parametrize("strategy", ["persistent", "stepwise"])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("form", ["rate", "voltage"])
-@pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 33, 20), (5, 130, 9, 12)], ids=str)
+@pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 33, 20), (5, 90, 9, 12)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_to_the_cpu(dtype, sizes, form, rule, strategy):
     """The CPU's float64, within sqrt(T n) roundings of the dtype."""
     m, n, B, T = sizes
     torch.manual_seed(0)
     net = rx.LeakyRNN(m, n, 2, leak=0.4, learn_leak=True, form=form, rule=rule).to(dtype)
+    with torch.no_grad():
+        for layer in range(2):  # so large that rules differ by more than half precision hides
+            getattr(net, f"weight_hh_l{layer}").mul_(4)
     exact = copy.deepcopy(net).double()
     x = torch.randn(T, B, m).to(dtype)
     lengths = torch.randint(1, T + 1, (B,))

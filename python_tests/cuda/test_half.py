@@ -49,6 +49,9 @@ def pair(dtype, **options):
     """A network in half precision, and the same numbers in float64."""
     torch.manual_seed(0)
     net = rx.LeakyRNN(M, N, 2, **options).to(dtype)
+    with torch.no_grad():
+        for layer in range(2):  # so large that rules differ by more than half precision hides
+            getattr(net, f"weight_hh_l{layer}").mul_(4)
     return net, copy.deepcopy(net).double()
 
 
@@ -74,7 +77,27 @@ def test_every_rule(calls, rule, form, dtype):
     found = gradients(net, x.clone().requires_grad_())
     assert all(t.dtype == dtype for t in found)
     assert set(calls) & set(DTYPES) == {dtype}  # not a float32 layer, rounded
-    close(found, gradients(exact, x.double().requires_grad_()), dtype)
+    expected = gradients(exact, x.double().requires_grad_())
+    close(found, expected, dtype)
+    if rule != rx.rules.BPTT():  # the bound tells rules apart
+        exact.zero_grad()
+        with rx.exact_gradients():
+            bptt = gradients(exact, x.double().requires_grad_())
+        with pytest.raises(AssertionError):
+            close(bptt, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_half_model_under_autocast_to_the_other_half(calls, dtype):
+    """As torch's RNNs: autocast's dtype is the one of computation and of the output."""
+    net, exact = pair(dtype)
+    (other,) = set(DTYPES) - {dtype}
+    x = torch.randn(T, B, M).to(dtype)
+    with torch.autocast("cpu", other):
+        y, h = net(x)
+        again, _ = torch.nn.RNN(M, N).to(dtype)(x)
+    assert y.dtype == h.dtype == again.dtype == other
+    close([y], [exact(x.double())[0]], torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -26,6 +26,12 @@ def test_every_check_has_its_number():
     """The mutation test takes out barriers and bound checks by their numbers."""
     found = mutations.numbers()
     assert sorted(found) == list(range(1, len(found) + 1))
+    table = (emulated.ROOT / "csrc_tests" / "MUTATIONS.md").read_text()
+    rows = [f"| {number} | {where} | " for number, where in sorted(found.items())]
+    assert [line for line in table.splitlines() if line.startswith("| ")][1:] == [
+        next((line for line in table.splitlines() if line.startswith(row)), row) for row in rows
+    ], "run `make mutate`"
+    assert "nobody" not in table
 
 
 def test_taking_out_a_check_is_noticed(tmp_path):

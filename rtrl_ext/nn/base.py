@@ -180,7 +180,7 @@ class RecurrentBase(TorchChecks, nn.Module):
         half = None
         device = weight.device.type
         known = device != "meta"  # to autocast
-        if known and weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        if known and weight.dtype != torch.float64 and torch.is_autocast_enabled(device):
             half = torch.get_autocast_dtype(device)
         args = prepare(
             x, h0, drive, lengths,

@@ -50,7 +50,7 @@ def gru_backward(
     lengths: Tensor | None,
     policy: int,
     window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """One backward recursion: what passes from h_t to h_{t-1} is z, and under FULL the products
     with W, under DIAGONAL each unit's own entries of W, under LOCAL nothing else.
 

@@ -100,20 +100,21 @@ template <class E>
 struct Mma {
   static constexpr int kOwn = 2;
   static constexpr int kTile = 8 * 32;  // numbers of A in one m16n8k16, for all lanes
-  int columns, column, first_row;
+  int columns, stride, column, first_row;
   int64_t n;
   E* matrix;   // (warps, pairs of k-tiles, 2 m-tiles, 2 k-tiles, lanes, 8)
-  E* carries;  // two of (kRowsMax, columns + kCarryPad)
+  E* carries;  // two of (kRowsMax, stride)
 
   __device__ __forceinline__ Mma(unsigned char* shared, int64_t units) : n(units) {
     columns = static_cast<int>(padded_columns(n));
+    stride = static_cast<int>(carry_stride(n));
     matrix = reinterpret_cast<E*>(shared);
     carries = matrix + columns * columns;
     const int lane = threadIdx.x % 32;
     column = (threadIdx.x / 32) * kWarpColumns + lane / 4 * kColumns;
     first_row = lane % 4 * kOwn;
   }
-  __device__ __forceinline__ E* carry(int64_t step) const { return carries + (step % 2) * kRowsMax * (columns + kCarryPad); }
+  __device__ __forceinline__ E* carry(int64_t step) const { return carries + (step % 2) * kRowsMax * stride; }
   // Where the weight from unit k to unit u is.
   __device__ __forceinline__ int place(int u, int k) const {
     const int warp = u / 32, g = u % 32 / 4, m = u % 4 / 2, pair = k / 32, q = k % 32 / 8, half = k % 8 / 4;
@@ -131,12 +132,12 @@ struct Mma {
   __device__ __forceinline__ void hand_over(int64_t step, const Kept<float>* kept) const {
 #pragma unroll
     for (int r = 0; r < kOwn; ++r) {
-      store_quad(carry(step) + (first_row + r) * (columns + kCarryPad) + column, kept[r].carry, kColumns, true);
+      store_quad(carry(step) + (first_row + r) * stride + column, kept[r].carry, kColumns, true);
     }
   }
   __device__ __forceinline__ void multiply(int64_t step, Quad<float>* out) const {
     const int lane = threadIdx.x % 32, pairs = columns / 32;
-    const E* from = carry(step) + lane / 4 * (columns + kCarryPad) + lane % 4 * 8;
+    const E* from = carry(step) + lane / 4 * stride + lane % 4 * 8;
     const E* a_from = matrix + threadIdx.x / 32 * pairs * 4 * kTile + lane * 8;
     // Four chains of sums, so that a product needs not wait for the one before it.
     float acc[2][2][4];

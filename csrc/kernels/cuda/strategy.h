@@ -24,7 +24,6 @@ constexpr int kWarpColumns = 32;
 constexpr int kRowsMax = 8;           // rows of a block's tile
 constexpr int kRowsMin = 4;           // where few rows would leave processors without work, and in double (registers)
 constexpr int64_t kThreadsMax = 256;  // 8 warps of 32 columns
-constexpr int kCarryPad = 32;         // half numbers between rows of the carry: lanes then read from different banks
 
 // Columns and sums padded so that no thread has to ask where they end.
 RX_BOTH constexpr int64_t padded_columns(int64_t n) {
@@ -34,12 +33,18 @@ RX_BOTH constexpr int64_t padded_sum(int64_t n) {
   return (n + kSlices - 1) / kSlices * kSlices;
 }
 
+// Half numbers from one row of the carry to the next: 64 bytes more than a multiple of 128, so that the lanes of a 16-byte
+// access read from different banks.
+RX_BOTH constexpr int64_t carry_stride(int64_t n) {
+  return padded_columns(n) + (padded_columns(n) % 64 == 0 ? 32 : 0);
+}
+
 // Dynamic shared memory of a persistent block: the matrices of `gates` gates and two copies of the carry. In float and double
 // (n, padded columns) numbers of `weight` bytes and (n, rows) of `number` bytes; in half precision, for tensor cores, (padded
-// columns, padded columns) and (8, padded columns + kCarryPad), both of 2 bytes.
+// columns, padded columns) and (8, carry_stride), both of 2 bytes.
 constexpr int64_t persistent_bytes(int64_t n, int64_t gates, int64_t weight, int64_t number, int64_t rows) {
   if (weight == 2)
-    return padded_columns(n) * gates * padded_columns(n) * 2 + 2 * kRowsMax * (padded_columns(n) + kCarryPad) * 2;
+    return padded_columns(n) * gates * padded_columns(n) * 2 + 2 * kRowsMax * carry_stride(n) * 2;
   return padded_sum(n) * (gates * padded_columns(n) * weight + 2 * rows * number);
 }
 
