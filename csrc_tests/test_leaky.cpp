@@ -133,7 +133,9 @@ struct Multiply {
     const Multiply& m = *static_cast<const Multiply*>(context);
     const std::vector<E> w = on_host(m.matrix, m.groups * m.n * m.n), carry = on_host(m.carry, m.groups * m.rows * m.n);
     std::vector<ComputeOf<E>> product(carry.size());
-    auto at = [](const std::vector<E>& x, int64_t i) { return static_cast<double>(rx::cuda::widen(x[static_cast<size_t>(i)])); };
+    auto at = [](const std::vector<E>& x, int64_t i) {
+      return static_cast<double>(rx::cuda::widen(x[static_cast<size_t>(i)]));
+    };
     for (int64_t r = 0; r < m.groups * m.rows; ++r) {
       const int64_t matrix = r / m.rows * m.n * m.n;
       for (int64_t j = 0; j < m.n; ++j) {
@@ -171,7 +173,9 @@ bool equal(const T* results, const Array& want, double tolerance) {
   const std::vector<T> got = on_host(results, want.count);
   for (int64_t j = 0; j < want.count; ++j) {
     const double right = want.numbers[static_cast<size_t>(j)];
-    if (!(std::fabs(static_cast<double>(rx::cuda::widen(got[static_cast<size_t>(j)])) - right) <= tolerance * (1 + std::fabs(right)))) return false;
+    if (!(std::fabs(static_cast<double>(rx::cuda::widen(got[static_cast<size_t>(j)])) - right) <=
+          tolerance * (1 + std::fabs(right))))
+      return false;
   }
   return true;
 }

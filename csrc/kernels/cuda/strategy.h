@@ -43,8 +43,7 @@ RX_BOTH constexpr int64_t carry_stride(int64_t n) {
 // (n, padded columns) numbers of `weight` bytes and (n, rows) of `number` bytes; in half precision, for tensor cores, (padded
 // columns, padded columns) and (8, carry_stride), both of 2 bytes.
 constexpr int64_t persistent_bytes(int64_t n, int64_t gates, int64_t weight, int64_t number, int64_t rows) {
-  if (weight == 2)
-    return padded_columns(n) * gates * padded_columns(n) * 2 + 2 * kRowsMax * carry_stride(n) * 2;
+  if (weight == 2) return padded_columns(n) * gates * padded_columns(n) * 2 + 2 * kRowsMax * carry_stride(n) * 2;
   return padded_sum(n) * (gates * padded_columns(n) * weight + 2 * rows * number);
 }
 
