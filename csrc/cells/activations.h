@@ -1,5 +1,6 @@
-// The four nonlinearities. `value` maps a pre-activation u to phi(u); `slope` gives phi'(u) from the value phi(u) alone, so
-// that only values are saved. `slope` is generic over plain and dual scalars: its tangent is the second derivative.
+// The four nonlinearities, and the one of gates. `value` maps a pre-activation u to phi(u); `slope` gives phi'(u) from the
+// value phi(u) alone, so that only values are saved. `slope` is generic over plain and dual scalars: its tangent is the second
+// derivative.
 #pragma once
 #include "cells/dual.h"
 
@@ -14,6 +15,17 @@ struct Tanh {
   template <class S>
   RX_FN static S slope(S phi) {
     return one_minus(phi * phi);
+  }
+};
+
+struct Sigmoid {  // of gates
+  template <class S>
+  RX_FN static S value(S u) {
+    return tanh_(u * 0.5f) * 0.5f + 0.5f;
+  }
+  template <class S>
+  RX_FN static S slope(S phi) {
+    return phi * one_minus(phi);
   }
 };
 

@@ -1,4 +1,4 @@
-// Splits a LeakyRNN call into tiles of rows and runs a kernel on them in parallel.
+// Splits a call into tiles of rows and runs a kernel on them in parallel.
 #pragma once
 #include <algorithm>
 
@@ -41,14 +41,17 @@ class Tiles {
   // `weight` (L|1, n, n), `weights` of them, or null where no product is needed. `keep`: scratch lives from one `run` to the
   // next.
   Tiles(const LeakyShape& s, const In<T>& weight, int64_t weights, bool transpose, bool keep)
-      : n_(s.n), kernels_(leaky_kernels<T>()), packed_(weight.p, s.n, s.n, transpose, weights) {
+      : Tiles(s.L, s.B, weight, weights, s.n, s.n, transpose, leaky_kernels<T>().scratch_size(kTileRowsMax, s.n), keep) {}
+  // The same for L times B rows, a matrix that multiplies from the right as (k, n), and `scratch` numbers per tile.
+  Tiles(int64_t L, int64_t B, const In<T>& weight, int64_t weights, int64_t k, int64_t n, bool transpose, int64_t scratch,
+        bool keep)
+      : packed_(weight.p, k, n, transpose, weights), tile_scratch_(scratch) {
     // Rows under one recurrent matrix may share a tile; with a matrix per leading index they may not.
-    groups_ = weight.p && weight.lead ? s.L : 1;
-    group_rows_ = s.L * s.B / groups_;
+    groups_ = weight.p && weight.lead ? L : 1;
+    group_rows_ = L * B / groups_;
     const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
     const int64_t shares = std::max<int64_t>(1, (threads + groups_ - 1) / groups_);
     tiles_ = std::max((group_rows_ + kTileRowsMax - 1) / kTileRowsMax, std::min(shares, group_rows_));
-    tile_scratch_ = kernels_.scratch_size(kTileRowsMax, n_);
     if (keep) kept_ = std::make_unique<Scratch<T>>(tile_scratch_ * count());
   }
 
@@ -69,10 +72,8 @@ class Tiles {
   }
 
  private:
-  int64_t n_;
-  const LeakyKernels<T>& kernels_;
   Packed<T> packed_;
-  int64_t groups_, group_rows_, tiles_, tile_scratch_;
+  int64_t tile_scratch_, groups_, group_rows_, tiles_;
   std::unique_ptr<Scratch<T>> kept_;
 };
 

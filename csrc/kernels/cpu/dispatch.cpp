@@ -35,27 +35,31 @@ Isa isa() {
 
 }  // namespace
 
-template <>
-const LeakyKernels<float>& leaky_kernels<float>() {
+// The table of the instruction set in use.
 #ifdef RX_X86
-  static const LeakyKernels<float> table = isa() == kAvx512 ? avx512::leaky_table_f32()
-                                           : isa() == kAvx2 ? avx2::leaky_table_f32()
-                                                            : baseline::leaky_table_f32();
+#define RX_CHOOSE(table) (isa() == kAvx512 ? avx512::table() : isa() == kAvx2 ? avx2::table() : baseline::table())
 #else
-  static const LeakyKernels<float> table = baseline::leaky_table_f32();
+#define RX_CHOOSE(table) baseline::table()
 #endif
-  return table;
-}
 
 template <>
+const LeakyKernels<float>& leaky_kernels<float>() {
+  static const LeakyKernels<float> table = RX_CHOOSE(leaky_table_f32);
+  return table;
+}
+template <>
 const LeakyKernels<double>& leaky_kernels<double>() {
-#ifdef RX_X86
-  static const LeakyKernels<double> table = isa() == kAvx512 ? avx512::leaky_table_f64()
-                                            : isa() == kAvx2 ? avx2::leaky_table_f64()
-                                                             : baseline::leaky_table_f64();
-#else
-  static const LeakyKernels<double> table = baseline::leaky_table_f64();
-#endif
+  static const LeakyKernels<double> table = RX_CHOOSE(leaky_table_f64);
+  return table;
+}
+template <>
+const GatedKernels<float>& gated_kernels<float>() {
+  static const GatedKernels<float> table = RX_CHOOSE(gated_table_f32);
+  return table;
+}
+template <>
+const GatedKernels<double>& gated_kernels<double>() {
+  static const GatedKernels<double> table = RX_CHOOSE(gated_table_f64);
   return table;
 }
 

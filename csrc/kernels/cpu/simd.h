@@ -7,7 +7,10 @@
 
 #include "kernels/config.h"
 #if defined(__AVX__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of _mm512_undefined_ps, which is meant to be
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace rx {

@@ -1,12 +1,14 @@
 // Each instruction set's table of kernels, by namespace.
 #pragma once
-#include "kernels/leaky.h"
+#include "kernels/gated.h"
 
 #define RX_DECLARE_TABLES(NS)             \
   namespace rx {                          \
   namespace NS {                          \
   LeakyKernels<float> leaky_table_f32();  \
   LeakyKernels<double> leaky_table_f64(); \
+  GatedKernels<float> gated_table_f32();  \
+  GatedKernels<double> gated_table_f64(); \
   }                                       \
   }
 

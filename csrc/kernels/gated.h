@@ -1,0 +1,65 @@
+// Launch parameters of gated cells: GRU and LSTM. No torch here. Shapes as in leaky.h; G gates lie side by side, (.., G n).
+#pragma once
+#include "kernels/leaky.h"
+
+namespace rx {
+
+enum class GatedCell : int64_t { Gru = 0, Lstm = 1 };
+
+constexpr int64_t gates(GatedCell cell) {
+  return cell == GatedCell::Gru ? 3 : 4;
+}
+// Numbers per unit and step that the forward pass keeps: GRU r, z, q, m; LSTM i, f, g, o, c.
+constexpr int64_t kept_values(GatedCell cell) {
+  return cell == GatedCell::Gru ? 4 : 5;
+}
+
+struct GatedShape {
+  int64_t L, T, B, n;
+  const int64_t* lengths;  // (B,) or null: row b is active for t < lengths[b]
+};
+
+template <class T>
+struct GatedForward {
+  GatedShape s;
+  GatedCell cell;
+  In<T> pre;   // (L|1, T, B, G n)
+  In<T> h0;    // (L|1, B, n)
+  In<T> c0;    // (L|1, B, n); null for GRU
+  In<T> w;     // (L|1, G n, n), row = postsynaptic
+  In<T> bias;  // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
+  T* y;        // (L, T, B, n)
+  T* aux;      // (L, T, B, kept_values n)
+  T* h_n;      // (L, B, n)
+  T* c_n;      // (L, B, n); null for GRU
+};
+
+template <class T>
+struct GatedBackward {
+  GatedShape s;
+  GatedCell cell;
+  Transport transport;  // Full, Local, Diagonal
+  int64_t window;       // cut every `window` steps counted from the end, 0 = never
+  In<T> gy;             // (L|1, T, B, n) or null
+  In<T> gh_n, gc_n;     // (L|1, B, n) or null
+  In<T> y;              // (L|1, T, B, n); null for LSTM
+  In<T> aux;            // (L|1, T, B, kept_values n)
+  In<T> before;         // (L|1, B, n): GRU h0, LSTM c0
+  In<T> w;              // (L|1, G n, n); null for Local
+  T* delta;             // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m
+  T* gh0;               // (L, B, n)
+  T* gc0;               // (L, B, n); null for GRU
+};
+
+// One instruction set's kernels; `packed` and `scratch` as in LeakyKernels.
+template <class T>
+struct GatedKernels {
+  int64_t (*scratch_size)(int64_t rows, int64_t n);
+  void (*forward)(const GatedForward<T>&, RowRange, const T* packed, T* scratch);
+  void (*backward)(const GatedBackward<T>&, RowRange, const T* packed, T* scratch);
+};
+
+template <class T>
+const GatedKernels<T>& gated_kernels();
+
+}  // namespace rx

@@ -1,0 +1,141 @@
+// GRU and LSTM recurrences as PyTorch ops on the CPU.
+#include "kernels/gated.h"
+
+#include "ops/leaky_run.h"
+
+namespace rx {
+namespace {
+
+template <class T>
+int64_t scratch(int64_t n) {
+  return gated_kernels<T>().scratch_size(kTileRowsMax, n);
+}
+
+// What the operations of both cells take; `cell` decides which are there.
+struct Sizes {
+  int64_t L, T, B, n;
+  GatedShape shape(const int64_t* lengths) const { return {L, T, B, n, lengths}; }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(GatedCell cell, const Tensor& pre, const Tensor& h0,
+                                                   const OptionalTensor& c0, const Tensor& w, const OptionalTensor& bias,
+                                                   const OptionalTensor& lengths) {
+  STD_TORCH_CHECK(pre.dim() == 4, "pre must have 4 dimensions (L, T, B, gates * n)");
+  STD_TORCH_CHECK(h0.dim() == 3, "h0 must have 3 dimensions (L, B, n)");
+  const int64_t G = gates(cell), T_ = pre.size(1), B = pre.size(2), n = h0.size(2);
+  Arguments args(pre);
+  args.add(pre, "pre", {T_, B, G * n});
+  args.add(h0, "h0", {B, n});
+  args.add(c0, "c0", {B, n});
+  args.add(w, "w", {G * n, n});
+  args.add(bias, "b_hn", {n});
+  const int64_t L = args.L();
+  Tensor y = make(pre, {L, T_, B, n}), aux = make(pre, {L, T_, B, kept_values(cell) * n});
+  Tensor h_n = make(pre, {L, B, n}), c_n = c0 ? make(pre, {L, B, n}) : make(pre, {0});
+  if (lengths) {  // of rows whose length is out of range
+    torch::stable::zero_(h_n);
+    torch::stable::zero_(c_n);
+  }
+  if (h_n.numel() == 0 || T_ == 0) return {y, aux, h_n, c_n};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  with_dtype(pre.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const GatedForward<T> p{shape,          cell,          args.in<T>(pre),  args.in<T>(h0),
+                            args.in<T>(c0), args.in<T>(w), args.in<T>(bias), out<T>(y),
+                            out<T>(aux),    out<T>(h_n),   out<T>(c_n)};
+    Tiles<T>(L, B, p.w, w.size(0), n, G * n, true, scratch<T>(n), false).run(p, gated_kernels<T>().forward);
+  });
+  return {y, aux, h_n, c_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(GatedCell cell, const OptionalTensor& gy, const OptionalTensor& gh_n,
+                                            const OptionalTensor& gc_n, const OptionalTensor& y, const Tensor& aux,
+                                            const Tensor& before, const OptionalTensor& w, const OptionalTensor& lengths,
+                                            int64_t policy, int64_t window) {
+  STD_TORCH_CHECK(aux.dim() == 4, "aux must have 4 dimensions (L, T, B, values * n)");
+  STD_TORCH_CHECK(policy >= 0 && policy <= 2, "policy must be 0 (full), 1 (local) or 2 (diagonal)");
+  STD_TORCH_CHECK(policy == 1 || w, "w is needed by every policy but 1");
+  STD_TORCH_CHECK(window >= 0 && (window == 0 || policy != 2), "window must be at least 0, and 0 with policy 2");
+  const bool lstm = cell == GatedCell::Lstm;
+  STD_TORCH_CHECK(before.dim() == 3, "the initial state must have 3 dimensions (L, B, n)");
+  const int64_t G = gates(cell), T_ = aux.size(1), B = aux.size(2), n = before.size(2);
+  const Transport transport = static_cast<Transport>(policy);
+  const OptionalTensor no_weight;
+  const OptionalTensor& weight = transport == Transport::Local ? no_weight : w;
+  Arguments args(aux);
+  args.add(aux, "aux", {T_, B, kept_values(cell) * n});
+  args.add(gy, "gy", {T_, B, n});
+  args.add(gh_n, "gh_n", {B, n});
+  args.add(gc_n, "gc_n", {B, n});
+  args.add(y, "y", {T_, B, n});
+  args.add(before, lstm ? "c0" : "h0", {B, n});
+  args.add(weight, "w", {G * n, n});
+  const int64_t L = args.L();
+  Tensor delta = make(aux, {L, T_, B, 4 * n}), gh0 = make(aux, {L, B, n}), gc0 = lstm ? make(aux, {L, B, n}) : make(aux, {0});
+  if (gh0.numel() == 0 || T_ == 0) return {delta, gh0, gc0};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  with_dtype(aux.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const GatedBackward<T> p{shape,
+                             cell,
+                             transport,
+                             window,
+                             args.in<T>(gy),
+                             args.in<T>(gh_n),
+                             args.in<T>(gc_n),
+                             args.in<T>(y),
+                             args.in<T>(aux),
+                             args.in<T>(before),
+                             args.in<T>(weight),
+                             out<T>(delta),
+                             out<T>(gh0),
+                             out<T>(gc0)};
+    const In<T> matrix = transport == Transport::Full ? p.w : In<T>{nullptr, p.w.lead};
+    Tiles<T>(L, B, matrix, weight ? weight->size(0) : 0, G * n, n, false, scratch<T>(n), false)
+        .run(p, gated_kernels<T>().backward);
+  });
+  return {delta, gh0, gc0};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& pre, const Tensor& h0, const Tensor& w, const Tensor& b_hn,
+                                               const OptionalTensor& lengths) {
+  auto [y, aux, h_n, none] = forward(GatedCell::Gru, pre, h0, {}, w, b_hn, lengths);
+  return {y, aux, h_n};
+}
+std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& gy, const OptionalTensor& gs_n, const Tensor& y,
+                                        const Tensor& aux, const Tensor& h0, const OptionalTensor& w,
+                                        const OptionalTensor& lengths, int64_t policy, int64_t window) {
+  auto [delta, gh0, none] = backward(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window);
+  return {delta, gh0};
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& pre, const Tensor& h0, const Tensor& c0, const Tensor& w,
+                                                        const OptionalTensor& lengths) {
+  return forward(GatedCell::Lstm, pre, h0, c0, w, {}, lengths);
+}
+std::tuple<Tensor, Tensor, Tensor> lstm_backward(const OptionalTensor& gy, const OptionalTensor& gh_n,
+                                                 const OptionalTensor& gc_n, const Tensor& aux, const Tensor& c0,
+                                                 const OptionalTensor& w, const OptionalTensor& lengths, int64_t policy,
+                                                 int64_t window) {
+  return backward(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window);
+}
+
+}  // namespace
+}  // namespace rx
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
+  m.def("gru_forward(Tensor pre, Tensor h0, Tensor w, Tensor b_hn, Tensor? lengths) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gru_backward(Tensor? gy, Tensor? gs_n, Tensor y, Tensor aux, Tensor h0, Tensor? w, Tensor? lengths, int policy, "
+      "int window) -> (Tensor, Tensor)");
+  m.def("lstm_forward(Tensor pre, Tensor h0, Tensor c0, Tensor w, Tensor? lengths) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_backward(Tensor? gy, Tensor? gh_n, Tensor? gc_n, Tensor aux, Tensor c0, Tensor? w, Tensor? lengths, int policy, "
+      "int window) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rtrl_ext, CPU, m) {
+  m.impl("gru_forward", TORCH_BOX(&rx::gru_forward));
+  m.impl("gru_backward", TORCH_BOX(&rx::gru_backward));
+  m.impl("lstm_forward", TORCH_BOX(&rx::lstm_forward));
+  m.impl("lstm_backward", TORCH_BOX(&rx::lstm_backward));
+}

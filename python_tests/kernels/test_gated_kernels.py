@@ -1,0 +1,188 @@
+"""The compiled GRU and LSTM kernels equal the plain PyTorch reference, at shapes with tails."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rtrl_ext import _C
+from rtrl_ext.reference import gru, lstm
+from rtrl_ext.reference.leaky_rnn import DIAGONAL, FULL, LOCAL
+
+ops = torch.ops.rtrl_ext
+CELLS = {"gru": (3, 4, 1), "lstm": (4, 5, 2)}  # gates, values kept, states
+SHAPES = [  # L, T, B, n
+    (1, 1, 1, 1),
+    (1, 7, 3, 5),
+    (2, 3, 1, 17),
+    (3, 2, 5, 33),
+    (1, 4, 70, 16),
+    (2, 9, 13, 40),
+]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+
+
+class Problem:
+    """Random operands of one call; with ``shared``, the weights have a leading 1."""
+
+    def __init__(self, cell, shape, dtype, shared=False, ragged=False):
+        self.cell, self.dtype = cell, dtype
+        self.L, self.T, self.B, self.n = shape
+        self.gates, self.kept, self.states = CELLS[cell]
+        self.generator = torch.Generator().manual_seed(1)
+        lead = 1 if shared else self.L
+        n = self.n
+        self.pre = self.normal(self.L, self.T, self.B, self.gates * n)
+        self.w = self.normal(lead, self.gates * n, n) / n**0.5
+        self.bias = self.normal(lead, n)
+        self.first = [self.normal(lead, self.B, n) for _ in range(self.states)]
+        self.lengths = None
+        if ragged:
+            self.lengths = torch.randint(1, self.T + 1, (self.B,), generator=self.generator)
+
+    def normal(self, *size):
+        return torch.randn(*size, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def forward(self):
+        if self.cell == "gru":
+            return "gru_forward", (self.pre, *self.first, self.w, self.bias, self.lengths)
+        return "lstm_forward", (self.pre, *self.first, self.w, self.lengths)
+
+    def backward(self, y, aux, policy, window, plain):
+        L, B, n = self.L, self.B, self.n
+        gy = self.normal(L, self.T, B, n)
+        final = [None if plain else self.normal(L, B, n) for _ in range(self.states)]
+        if self.cell == "gru":
+            saved = (y, aux, self.first[0], self.w)
+        else:
+            saved = (aux, self.first[1], self.w)
+        return f"{self.cell}_backward", (gy, *final, *saved, self.lengths, policy, window)
+
+
+def reference(name):
+    return getattr(gru if name.startswith("gru") else lstm, name)
+
+
+def same(got, expected, dtype):
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype == dtype
+        if b.numel():
+            scale = max(1.0, float(b.abs().max()))
+            assert float((a - b).abs().max()) <= TOLERANCE[dtype] * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward(shape, cell, dtype):
+    for ragged, shared in ((False, False), (True, False), (False, True)):
+        name, arguments = Problem(cell, shape, dtype, shared, ragged).forward()
+        same(getattr(ops, name)(*arguments), reference(name)(*arguments), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("policy", [FULL, LOCAL, DIAGONAL])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_backward(shape, cell, policy, dtype):
+    for ragged, shared, window, plain in (
+        (False, False, 0, True),
+        (True, False, 2, False),
+        (False, True, 0, False),
+        (True, True, 1, False),
+    ):
+        p = Problem(cell, shape, dtype, shared, ragged)
+        name, arguments = p.forward()
+        y, aux, *_ = reference(name)(*arguments)
+        window = 0 if policy == DIAGONAL else window
+        name, arguments = p.backward(y, aux, policy, window, plain)
+        same(getattr(ops, name)(*arguments), reference(name)(*arguments), dtype)
+        arguments = (None, *arguments[1:])
+        same(getattr(ops, name)(*arguments), reference(name)(*arguments), dtype)
+
+
+def test_same_bits_with_any_number_of_threads():
+    threads, results = torch.get_num_threads(), []
+    for cell in CELLS:
+        p = Problem(cell, (1, 20, 37, 50), torch.float32)
+        name, arguments = p.forward()
+        y, aux, *_ = getattr(ops, name)(*arguments)
+        back, backward = p.backward(y, aux, FULL, 0, False)
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                results.append((*getattr(ops, name)(*arguments), *getattr(ops, back)(*backward)))
+        finally:
+            torch.set_num_threads(threads)
+        for a, b in zip(*results[-2:], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_refusals_name_the_argument():
+    p = Problem("gru", (1, 3, 2, 4), torch.float64)
+    _, (pre, h0, w, bias, _) = p.forward()
+    with pytest.raises(RuntimeError, match="w has the wrong shape"):
+        ops.gru_forward(pre, h0, w[:, :8], bias, None)
+    with pytest.raises(RuntimeError, match="b_hn has another dtype"):
+        ops.gru_forward(pre, h0, w, bias.float(), None)
+    with pytest.raises(RuntimeError, match="pre has the wrong shape"):
+        ops.gru_forward(pre[..., :8], h0, w, bias, None)
+    y, aux, _ = ops.gru_forward(pre, h0, w, bias, None)
+    with pytest.raises(RuntimeError, match="policy must be 0"):
+        ops.gru_backward(y, None, y, aux, h0, w, None, 3, 0)
+    with pytest.raises(RuntimeError, match="w is needed by every policy but 1"):
+        ops.gru_backward(y, None, y, aux, h0, None, None, 0, 0)
+    with pytest.raises(RuntimeError, match="window must be at least 0, and 0 with policy 2"):
+        ops.gru_backward(y, None, y, aux, h0, w, None, 2, 3)
+
+
+def test_nothing_to_do():
+    for cell in CELLS:
+        for shape in ((0, 3, 2, 4), (1, 3, 0, 4)):
+            p = Problem(cell, shape, torch.float64)
+            name, arguments = p.forward()
+            y, aux, *rest = getattr(ops, name)(*arguments)
+            assert y.shape == shape and rest[0].shape == (shape[0], *shape[2:])
+            name, arguments = p.backward(y, aux, FULL, 0, True)
+            assert getattr(ops, name)(*arguments)[0].shape == (*shape[:3], 16)
+
+
+def test_lengths_out_of_range_read_no_foreign_memory():
+    for cell in CELLS:
+        p = Problem(cell, (1, 3, 2, 4), torch.float64)
+        p.lengths = torch.tensor([0, 9])
+        name, arguments = p.forward()
+        _, _, *final = getattr(ops, name)(*arguments)
+        assert not any(f.any() for f in final)
+
+
+def test_infinite_and_missing_numbers():
+    values = torch.tensor([float("inf"), -float("inf"), 800.0, -800.0, float("nan"), 0.5])
+    n = len(values)
+    for dtype in (torch.float32, torch.float64):
+        for cell in CELLS:
+            p = Problem(cell, (1, 1, 1, n), dtype)
+            p.pre = values.to(dtype).repeat(p.gates).view(1, 1, 1, -1)
+            name, arguments = p.forward()
+            for a, b in zip(
+                getattr(ops, name)(*arguments), reference(name)(*arguments), strict=True
+            ):
+                torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.skipif("RTRL_EXT_ISA" in os.environ, reason="the instruction set is already chosen")
+@pytest.mark.parametrize("isa", _C.build_info()["isa_compiled"].split())
+def test_every_instruction_set(isa):
+    """The same tests in a process restricted to ``isa``."""
+    known = _C.build_info()["isa_compiled"].split()
+    if known.index(isa) >= known.index(_C.build_info()["isa"]):
+        pytest.skip(f"{isa} is this process's own set or one this machine lacks")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", __file__],
+        env=dict(os.environ, RTRL_EXT_ISA=isa), capture_output=True, text=True,
+        cwd=os.path.dirname(__file__), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
