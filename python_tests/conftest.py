@@ -46,5 +46,5 @@ def pytest_collection_modifyitems(items):
     """Tests that run on the CUDA kernels, emulated or not, are marked ``kernel``."""
     for item in items:
         used = item.callspec.params if hasattr(item, "callspec") else {}
-        if {used.get("backend"), used.get("ops")} & set(CUDA):
+        if {str(used.get(name)).split()[0] for name in ("backend", "ops")} & set(CUDA):
             item.add_marker(pytest.mark.kernel)

@@ -27,22 +27,17 @@ CASES = [(form, act, unit) for form, act, unit in CASES if not (form == VOLTAGE 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
-@pytest.fixture(scope="module", params=["compiled", *CUDA])
+@pytest.fixture(params=["compiled", *CUDA, *(f"{name} stepwise" for name in CUDA)])
 def ops(request):
-    return CUDA[request.param]() if request.param in CUDA else torch.ops.rtrl_ext
-
-
-@pytest.fixture(params=["by size", "stepwise"])
-def strategy(ops, request):
-    """CUDA's two ways; the CPU has one."""
-    if ops is torch.ops.rtrl_ext:
-        if request.param == "stepwise":
-            pytest.skip("a strategy of CUDA")
-        yield
+    """The compiled operations; CUDA's, by size and stepwise."""
+    name, _, strategy = request.param.partition(" ")
+    if name == "compiled":
+        yield torch.ops.rtrl_ext
         return
-    before = ops.cuda_strategy(2 if request.param == "stepwise" else 0)
-    yield
-    ops.cuda_strategy(before)
+    found = CUDA[name]()
+    before = found.cuda_strategy(2 if strategy else 0)
+    yield found
+    found.cuda_strategy(before)
 
 
 class Problem:
@@ -92,7 +87,7 @@ def same(got, expected, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("form,act,unit", CASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward(ops, strategy, shape, form, act, unit, dtype):
+def test_forward(ops, shape, form, act, unit, dtype):
     for ragged, shared in ((False, False), (True, False), (False, True)):
         p = Problem(shape, form, act, unit, dtype, ragged=ragged, shared=shared)
         got = ops.leaky_forward(p.pre, p.y0, p.s0, p.w, p.leak, *p.options)
@@ -102,7 +97,7 @@ def test_forward(ops, strategy, shape, form, act, unit, dtype):
 @pytest.mark.parametrize("policy", range(5))
 @pytest.mark.parametrize("form,act,unit", CASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_backward(ops, strategy, shape, form, act, unit, policy):
+def test_backward(ops, shape, form, act, unit, policy):
     dtype = torch.float64
     L, _, B, n = shape
     for ragged, shared, window, plain in (
@@ -130,7 +125,7 @@ def test_backward(ops, strategy, shape, form, act, unit, policy):
 
 @pytest.mark.parametrize("form,act,unit", CASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_tangents(ops, strategy, shape, form, act, unit):
+def test_tangents(ops, shape, form, act, unit):
     dtype = torch.float64
     L, _, B, n = shape
     for ragged, shared, leaky in ((False, False, False), (True, False, True), (False, True, True)):

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -424,8 +425,19 @@ def test_an_interrupt_is_not_lost() -> None:
         with pytest.raises(KeyboardInterrupt):
             interrupts.check()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    held = False
-    with pytest.raises(KeyboardInterrupt), runner._sigint_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        held = True
-    assert held
+    # also where another thread takes the signal
+    other = threading.Event()
+    thread = threading.Thread(target=other.wait)
+    thread.start()
+    try:
+        for to in (thread.ident, threading.main_thread().ident):
+            held = False
+            with pytest.raises(KeyboardInterrupt), runner._sigint_held():
+                signal.pthread_kill(to, signal.SIGINT)
+                time.sleep(0.05)  # until it has come
+                held = True
+            assert held
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        other.set()
+        thread.join()
