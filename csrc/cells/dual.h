@@ -27,6 +27,11 @@ template <class S>
 RX_FN Dual<S> one_minus(Dual<S> x) {
   return {one_minus(x.a), -x.b};
 }
+template <class S>
+RX_FN Dual<S> tanh_(Dual<S> x) {
+  const S value = tanh_(x.a);
+  return {value, one_minus(value * value) * x.b};
+}
 
 }  // namespace RX_NS
 }  // namespace rx

@@ -25,6 +25,18 @@ RX_FN GruValue<S> gru_value(S u_r, S u_z, S pre_q, S m, S before) {
   return out;
 }
 
+// Tangents from those of u_r, u_z, pre_q, m and h'.
+template <class S>
+RX_FN GruValue<S> gru_tangent(S r, S z, S q, S m, S before, S du_r, S du_z, S dpre_q, S dm, S dbefore) {
+  GruValue<S> out;
+  out.r = Sigmoid::slope(r) * du_r;
+  out.z = Sigmoid::slope(z) * du_z;
+  out.m = dm;
+  out.q = Tanh::slope(q) * (dpre_q + out.r * m + r * dm);
+  out.h = out.q + out.z * (before - q) + z * (dbefore - out.q);
+  return out;
+}
+
 template <class S>
 struct GruAdjoint {
   S r, z, q, m;  // gradients of the three pre-activations and of m

@@ -26,6 +26,20 @@ RX_FN LstmValue<S> lstm_value(S u_i, S u_f, S u_g, S u_o, S before) {
   return out;
 }
 
+// Tangents from those of the four u and of c'.
+template <class S>
+RX_FN LstmValue<S> lstm_tangent(S i, S f, S g, S o, S c, S before, S du_i, S du_f, S du_g, S du_o, S dbefore) {
+  const S squashed = Tanh::value(c);
+  LstmValue<S> out;
+  out.i = Sigmoid::slope(i) * du_i;
+  out.f = Sigmoid::slope(f) * du_f;
+  out.g = Tanh::slope(g) * du_g;
+  out.o = Sigmoid::slope(o) * du_o;
+  out.c = out.f * before + f * dbefore + out.i * g + i * out.g;
+  out.h = out.o * squashed + o * (Tanh::slope(squashed) * out.c);
+  return out;
+}
+
 template <class S>
 struct LstmAdjoint {
   S i, f, g, o;  // gradients of the pre-activations

@@ -49,6 +49,43 @@ struct GatedBackward {
   T* delta;             // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m
   T* gh0;               // (L, B, n)
   T* gc0;               // (L, B, n); null for GRU
+  T* lam;               // (L, T, B, n) or null: adjoint of h
+  T* to_c;              // (L, T, B, n) or null; LSTM: what reaches c from later steps
+};
+
+// Tangents of the forward pass.
+template <class T>
+struct GatedForwardJvp {
+  GatedShape s;
+  GatedCell cell;
+  In<T> du;      // (L|1, T, B, 4 n): of what enters beside W dh'; LSTM: the pre-activations; GRU: of r, z, q, and of m
+  In<T> dh0;     // (L|1, B, n)
+  In<T> dc0;     // (L|1, B, n); null for GRU
+  In<T> y;       // (L|1, T, B, n); null for LSTM
+  In<T> aux;     // (L|1, T, B, kept_values n)
+  In<T> before;  // (L|1, B, n): GRU h0, LSTM c0
+  In<T> w;       // (L|1, G n, n)
+  T* dy;         // (L, T, B, n)
+  T* daux;       // (L, T, B, kept_values n)
+  T* dh_n;       // (L, B, n)
+  T* dc_n;       // (L, B, n); null for GRU
+};
+
+// Tangents of the backward pass under the exact rule.
+template <class T>
+struct GatedBackwardJvp {
+  GatedShape s;
+  GatedCell cell;
+  In<T> dgy;              // (L|1, T, B, n), includes what delta_{t+1} sends through dW
+  In<T> dgh_n, dgc_n;     // (L|1, B, n) or null
+  In<T> y, dy;            // (L|1, T, B, n); null for LSTM
+  In<T> aux, daux;        // (L|1, T, B, kept_values n)
+  In<T> before, dbefore;  // (L|1, B, n): GRU h0, LSTM c0
+  In<T> lam, to_c;        // (L|1, T, B, n); to_c null for GRU
+  In<T> w;                // (L|1, G n, n)
+  T* ddelta;              // (L, T, B, 4 n)
+  T* dgh0;                // (L, B, n)
+  T* dgc0;                // (L, B, n); null for GRU
 };
 
 // One instruction set's kernels; `packed` and `scratch` as in LeakyKernels.
@@ -57,6 +94,8 @@ struct GatedKernels {
   int64_t (*scratch_size)(int64_t rows, int64_t n);
   void (*forward)(const GatedForward<T>&, RowRange, const T* packed, T* scratch);
   void (*backward)(const GatedBackward<T>&, RowRange, const T* packed, T* scratch);
+  void (*forward_jvp)(const GatedForwardJvp<T>&, RowRange, const T* packed, T* scratch);
+  void (*backward_jvp)(const GatedBackwardJvp<T>&, RowRange, const T* packed, T* scratch);
 };
 
 template <class T>

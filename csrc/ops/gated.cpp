@@ -11,12 +11,6 @@ int64_t scratch(int64_t n) {
   return gated_kernels<T>().scratch_size(kTileRowsMax, n);
 }
 
-// What the operations of both cells take; `cell` decides which are there.
-struct Sizes {
-  int64_t L, T, B, n;
-  GatedShape shape(const int64_t* lengths) const { return {L, T, B, n, lengths}; }
-};
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(GatedCell cell, const Tensor& pre, const Tensor& h0,
                                                    const OptionalTensor& c0, const Tensor& w, const OptionalTensor& bias,
                                                    const OptionalTensor& lengths) {
@@ -48,10 +42,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(GatedCell cell, const Tensor&
   return {y, aux, h_n, c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(GatedCell cell, const OptionalTensor& gy, const OptionalTensor& gh_n,
-                                            const OptionalTensor& gc_n, const OptionalTensor& y, const Tensor& aux,
-                                            const Tensor& before, const OptionalTensor& w, const OptionalTensor& lengths,
-                                            int64_t policy, int64_t window) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(GatedCell cell, const OptionalTensor& gy,
+                                                            const OptionalTensor& gh_n, const OptionalTensor& gc_n,
+                                                            const OptionalTensor& y, const Tensor& aux, const Tensor& before,
+                                                            const OptionalTensor& w, const OptionalTensor& lengths,
+                                                            int64_t policy, int64_t window, bool want_lam) {
   STD_TORCH_CHECK(aux.dim() == 4, "aux must have 4 dimensions (L, T, B, values * n)");
   STD_TORCH_CHECK(policy >= 0 && policy <= 2, "policy must be 0 (full), 1 (local) or 2 (diagonal)");
   STD_TORCH_CHECK(policy == 1 || w, "w is needed by every policy but 1");
@@ -72,7 +67,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(GatedCell cell, const OptionalTensor
   args.add(weight, "w", {G * n, n});
   const int64_t L = args.L();
   Tensor delta = make(aux, {L, T_, B, 4 * n}), gh0 = make(aux, {L, B, n}), gc0 = lstm ? make(aux, {L, B, n}) : make(aux, {0});
-  if (gh0.numel() == 0 || T_ == 0) return {delta, gh0, gc0};
+  Tensor lam = want_lam ? make(aux, {L, T_, B, n}) : make(aux, {0});
+  Tensor to_c = want_lam && lstm ? make(aux, {L, T_, B, n}) : make(aux, {0});
+  if (gh0.numel() == 0 || T_ == 0) return {delta, gh0, gc0, lam, to_c};
   const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
   with_dtype(aux.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -89,12 +86,103 @@ std::tuple<Tensor, Tensor, Tensor> backward(GatedCell cell, const OptionalTensor
                              args.in<T>(weight),
                              out<T>(delta),
                              out<T>(gh0),
-                             out<T>(gc0)};
+                             out<T>(gc0),
+                             out<T>(lam),
+                             out<T>(to_c)};
     const In<T> matrix = transport == Transport::Full ? p.w : In<T>{nullptr, p.w.lead};
     Tiles<T>(L, B, matrix, weight ? weight->size(0) : 0, G * n, n, false, scratch<T>(n), false)
         .run(p, gated_kernels<T>().backward);
   });
-  return {delta, gh0, gc0};
+  return {delta, gh0, gc0, lam, to_c};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_jvp(GatedCell cell, const Tensor& du, const Tensor& dh0,
+                                                       const OptionalTensor& dc0, const OptionalTensor& y, const Tensor& aux,
+                                                       const Tensor& before, const Tensor& w, const OptionalTensor& lengths) {
+  STD_TORCH_CHECK(du.dim() == 4, "du must have 4 dimensions (L, T, B, 4 * n)");
+  STD_TORCH_CHECK(dh0.dim() == 3, "dh0 must have 3 dimensions (L, B, n)");
+  const int64_t T_ = du.size(1), B = du.size(2), n = dh0.size(2), G = gates(cell), A = kept_values(cell);
+  Arguments args(du);
+  args.add(du, "du", {T_, B, 4 * n});
+  args.add(dh0, "dh0", {B, n});
+  args.add(dc0, "dc0", {B, n});
+  args.add(y, "y", {T_, B, n});
+  args.add(aux, "aux", {T_, B, A * n});
+  args.add(before, cell == GatedCell::Lstm ? "c0" : "h0", {B, n});
+  args.add(w, "w", {G * n, n});
+  const int64_t L = args.L();
+  Tensor dy = make(du, {L, T_, B, n}), daux = make(du, {L, T_, B, A * n});
+  Tensor dh_n = make(du, {L, B, n}), dc_n = dc0 ? make(du, {L, B, n}) : make(du, {0});
+  if (lengths) {  // of rows whose length is out of range
+    torch::stable::zero_(dh_n);
+    torch::stable::zero_(dc_n);
+  }
+  if (dh_n.numel() == 0 || T_ == 0) return {dy, daux, dh_n, dc_n};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  with_dtype(du.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const GatedForwardJvp<T> p{shape,           cell,          args.in<T>(du),  args.in<T>(dh0),
+                               args.in<T>(dc0), args.in<T>(y), args.in<T>(aux), args.in<T>(before),
+                               args.in<T>(w),   out<T>(dy),    out<T>(daux),    out<T>(dh_n),
+                               out<T>(dc_n)};
+    Tiles<T>(L, B, p.w, w.size(0), n, G * n, true, scratch<T>(n), false).run(p, gated_kernels<T>().forward_jvp);
+  });
+  return {dy, daux, dh_n, dc_n};
+}
+
+// The primal pass and its tangents, as the forward passes left them.
+struct Primal {
+  const OptionalTensor &y, &dy;
+  const Tensor &aux, &daux, &before, &dbefore, &lam;
+  const OptionalTensor& to_c;
+};
+
+std::tuple<Tensor, Tensor, Tensor> backward_jvp(GatedCell cell, const Tensor& dgy, const OptionalTensor& dgh_n,
+                                                const OptionalTensor& dgc_n, const Primal& of, const Tensor& w,
+                                                const OptionalTensor& lengths) {
+  STD_TORCH_CHECK(dgy.dim() == 4, "dgy must have 4 dimensions (L, T, B, n)");
+  const bool lstm = cell == GatedCell::Lstm;
+  const int64_t T_ = dgy.size(1), B = dgy.size(2), n = dgy.size(3), G = gates(cell), A = kept_values(cell);
+  Arguments args(dgy);
+  args.add(dgy, "dgy", {T_, B, n});
+  args.add(dgh_n, "dgh_n", {B, n});
+  args.add(dgc_n, "dgc_n", {B, n});
+  args.add(of.y, "y", {T_, B, n});
+  args.add(of.dy, "dy", {T_, B, n});
+  args.add(of.aux, "aux", {T_, B, A * n});
+  args.add(of.daux, "daux", {T_, B, A * n});
+  args.add(of.before, lstm ? "c0" : "h0", {B, n});
+  args.add(of.dbefore, lstm ? "dc0" : "dh0", {B, n});
+  args.add(of.lam, "lam", {T_, B, n});
+  args.add(of.to_c, "to_c", {T_, B, n});
+  args.add(w, "w", {G * n, n});
+  const int64_t L = args.L();
+  Tensor ddelta = make(dgy, {L, T_, B, 4 * n}), dgh0 = make(dgy, {L, B, n});
+  Tensor dgc0 = lstm ? make(dgy, {L, B, n}) : make(dgy, {0});
+  if (dgh0.numel() == 0 || T_ == 0) return {ddelta, dgh0, dgc0};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  with_dtype(dgy.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const GatedBackwardJvp<T> p{shape,
+                                cell,
+                                args.in<T>(dgy),
+                                args.in<T>(dgh_n),
+                                args.in<T>(dgc_n),
+                                args.in<T>(of.y),
+                                args.in<T>(of.dy),
+                                args.in<T>(of.aux),
+                                args.in<T>(of.daux),
+                                args.in<T>(of.before),
+                                args.in<T>(of.dbefore),
+                                args.in<T>(of.lam),
+                                args.in<T>(of.to_c),
+                                args.in<T>(w),
+                                out<T>(ddelta),
+                                out<T>(dgh0),
+                                out<T>(dgc0)};
+    Tiles<T>(L, B, p.w, w.size(0), G * n, n, false, scratch<T>(n), false).run(p, gated_kernels<T>().backward_jvp);
+  });
+  return {ddelta, dgh0, dgc0};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& pre, const Tensor& h0, const Tensor& w, const Tensor& b_hn,
@@ -102,21 +190,49 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& pre, const Tensor& 
   auto [y, aux, h_n, none] = forward(GatedCell::Gru, pre, h0, {}, w, b_hn, lengths);
   return {y, aux, h_n};
 }
-std::tuple<Tensor, Tensor> gru_backward(const OptionalTensor& gy, const OptionalTensor& gs_n, const Tensor& y,
-                                        const Tensor& aux, const Tensor& h0, const OptionalTensor& w,
-                                        const OptionalTensor& lengths, int64_t policy, int64_t window) {
-  auto [delta, gh0, none] = backward(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window);
-  return {delta, gh0};
+std::tuple<Tensor, Tensor, Tensor> gru_backward(const OptionalTensor& gy, const OptionalTensor& gs_n, const Tensor& y,
+                                                const Tensor& aux, const Tensor& h0, const OptionalTensor& w,
+                                                const OptionalTensor& lengths, int64_t policy, int64_t window, bool want_lam) {
+  auto [delta, gh0, none, lam, none_either] =
+      backward(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window, want_lam);
+  return {delta, gh0, lam};
+}
+std::tuple<Tensor, Tensor, Tensor> gru_forward_jvp(const Tensor& du, const Tensor& dh0, const Tensor& y, const Tensor& aux,
+                                                   const Tensor& h0, const Tensor& w, const OptionalTensor& lengths) {
+  auto [dy, daux, dh_n, none] = forward_jvp(GatedCell::Gru, du, dh0, {}, y, aux, h0, w, lengths);
+  return {dy, daux, dh_n};
+}
+std::tuple<Tensor, Tensor> gru_backward_jvp(const Tensor& dgy, const OptionalTensor& dgs_n, const Tensor& dy,
+                                            const Tensor& daux, const Tensor& dh0, const Tensor& y, const Tensor& aux,
+                                            const Tensor& h0, const Tensor& lam, const Tensor& w,
+                                            const OptionalTensor& lengths) {
+  const OptionalTensor none, some_y(y), some_dy(dy);
+  auto [ddelta, dgh0, no_c] =
+      backward_jvp(GatedCell::Gru, dgy, dgs_n, {}, {some_y, some_dy, aux, daux, h0, dh0, lam, none}, w, lengths);
+  return {ddelta, dgh0};
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& pre, const Tensor& h0, const Tensor& c0, const Tensor& w,
                                                         const OptionalTensor& lengths) {
   return forward(GatedCell::Lstm, pre, h0, c0, w, {}, lengths);
 }
-std::tuple<Tensor, Tensor, Tensor> lstm_backward(const OptionalTensor& gy, const OptionalTensor& gh_n,
-                                                 const OptionalTensor& gc_n, const Tensor& aux, const Tensor& c0,
-                                                 const OptionalTensor& w, const OptionalTensor& lengths, int64_t policy,
-                                                 int64_t window) {
-  return backward(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(const OptionalTensor& gy, const OptionalTensor& gh_n,
+                                                                 const OptionalTensor& gc_n, const Tensor& aux,
+                                                                 const Tensor& c0, const OptionalTensor& w,
+                                                                 const OptionalTensor& lengths, int64_t policy, int64_t window,
+                                                                 bool want_lam) {
+  return backward(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window, want_lam);
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_forward_jvp(const Tensor& du, const Tensor& dh0, const Tensor& dc0,
+                                                            const Tensor& aux, const Tensor& c0, const Tensor& w,
+                                                            const OptionalTensor& lengths) {
+  return forward_jvp(GatedCell::Lstm, du, dh0, dc0, {}, aux, c0, w, lengths);
+}
+std::tuple<Tensor, Tensor, Tensor> lstm_backward_jvp(const Tensor& dgy, const OptionalTensor& dgh_n,
+                                                     const OptionalTensor& dgc_n, const Tensor& daux, const Tensor& dc0,
+                                                     const Tensor& aux, const Tensor& c0, const Tensor& lam, const Tensor& to_c,
+                                                     const Tensor& w, const OptionalTensor& lengths) {
+  const OptionalTensor none, some(to_c);
+  return backward_jvp(GatedCell::Lstm, dgy, dgh_n, dgc_n, {none, none, aux, daux, c0, dc0, lam, some}, w, lengths);
 }
 
 }  // namespace
@@ -126,16 +242,32 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
   m.def("gru_forward(Tensor pre, Tensor h0, Tensor w, Tensor b_hn, Tensor? lengths) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gru_backward(Tensor? gy, Tensor? gs_n, Tensor y, Tensor aux, Tensor h0, Tensor? w, Tensor? lengths, int policy, "
-      "int window) -> (Tensor, Tensor)");
+      "int window, bool want_lam) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gru_forward_jvp(Tensor du, Tensor dh0, Tensor y, Tensor aux, Tensor h0, Tensor w, Tensor? lengths) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gru_backward_jvp(Tensor dgy, Tensor? dgs_n, Tensor dy, Tensor daux, Tensor dh0, Tensor y, Tensor aux, Tensor h0, "
+      "Tensor lam, Tensor w, Tensor? lengths) -> (Tensor, Tensor)");
   m.def("lstm_forward(Tensor pre, Tensor h0, Tensor c0, Tensor w, Tensor? lengths) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "lstm_backward(Tensor? gy, Tensor? gh_n, Tensor? gc_n, Tensor aux, Tensor c0, Tensor? w, Tensor? lengths, int policy, "
-      "int window) -> (Tensor, Tensor, Tensor)");
+      "int window, bool want_lam) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_forward_jvp(Tensor du, Tensor dh0, Tensor dc0, Tensor aux, Tensor c0, Tensor w, Tensor? lengths) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm_backward_jvp(Tensor dgy, Tensor? dgh_n, Tensor? dgc_n, Tensor daux, Tensor dc0, Tensor aux, Tensor c0, Tensor lam, "
+      "Tensor to_c, Tensor w, Tensor? lengths) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rtrl_ext, CPU, m) {
   m.impl("gru_forward", TORCH_BOX(&rx::gru_forward));
   m.impl("gru_backward", TORCH_BOX(&rx::gru_backward));
+  m.impl("gru_forward_jvp", TORCH_BOX(&rx::gru_forward_jvp));
+  m.impl("gru_backward_jvp", TORCH_BOX(&rx::gru_backward_jvp));
   m.impl("lstm_forward", TORCH_BOX(&rx::lstm_forward));
   m.impl("lstm_backward", TORCH_BOX(&rx::lstm_backward));
+  m.impl("lstm_forward_jvp", TORCH_BOX(&rx::lstm_forward_jvp));
+  m.impl("lstm_backward_jvp", TORCH_BOX(&rx::lstm_backward_jvp));
 }

@@ -58,7 +58,15 @@ class Problem:
             saved = (y, aux, self.first[0], self.w)
         else:
             saved = (aux, self.first[1], self.w)
-        return f"{self.cell}_backward", (gy, *final, *saved, self.lengths, policy, window)
+        return f"{self.cell}_backward", (
+            gy,
+            *final,
+            *saved,
+            self.lengths,
+            policy,
+            window,
+            not plain,
+        )
 
 
 def reference(name):
@@ -104,6 +112,72 @@ def test_backward(shape, cell, policy, dtype):
         same(getattr(ops, name)(*arguments), reference(name)(*arguments), dtype)
 
 
+def moved(before, dw):
+    """What a tangent of the recurrent weights adds to every step's products."""
+    return torch.einsum("ltbj,lij->ltbi", before, dw)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tangents(shape, cell, ragged):
+    """Against torch's forward mode through the reference, both passes, in every operand."""
+    dtype = torch.float64
+    p = Problem(cell, shape, dtype, ragged=ragged)
+    L, T, B, n = shape
+    pre, *first = p.forward()[1][: 1 + p.states]
+    w, bias = p.w, p.bias
+    primal = [pre, *first, w, bias]
+    direction = [p.normal(*x.shape) for x in primal]
+    gy, final = p.normal(L, T, B, n), [p.normal(L, B, n) for _ in range(p.states)]
+    dgy, dfinal = p.normal(L, T, B, n), [p.normal(L, B, n) for _ in final]
+    module = gru if cell == "gru" else lstm
+
+    def passes(pre, *rest):
+        *first, w, bias, gy = rest[: p.states + 3]
+        final = rest[p.states + 3 :]
+        if cell == "gru":
+            y, aux, h_n = gru.gru_forward(pre, *first, w, bias, p.lengths)
+            saved = (y, aux, first[0], w)
+            ends = (h_n,)
+        else:
+            y, aux, *ends = lstm.lstm_forward(pre, *first, w, p.lengths)
+            saved = (aux, first[1], w)
+        back = getattr(module, f"{cell}_backward")(gy, *final, *saved, p.lengths, FULL, 0, True)
+        return (y, aux, *ends), back
+
+    (values, back), (tangents, dback) = torch.func.jvp(
+        passes, (*primal, gy, *final), (*direction, dgy, *dfinal)
+    )
+    y, aux = values[:2]
+    dpre, *dfirst, dw, dbias = direction
+    before = torch.cat([first[0].unsqueeze(1), y[:, :-1]], 1)
+    if cell == "gru":
+        extra = moved(before, dw)
+        last = extra[..., 2 * n :] + dbias[:, None, None]
+        du = torch.cat([dpre[..., : 2 * n] + extra[..., : 2 * n], dpre[..., 2 * n :], last], -1)
+        got = ops.gru_forward_jvp(du, *dfirst, y, aux, first[0], w, p.lengths)
+    else:
+        du = dpre + moved(before, dw)
+        got = ops.lstm_forward_jvp(du, *dfirst, aux, first[1], w, p.lengths)
+    same(got, tangents, dtype)
+    dy, daux = tangents[:2]
+    delta, lam = back[0], back[1 + p.states]
+    through = torch.cat([delta[..., : 2 * n], delta[..., 3 * n :]], -1) if cell == "gru" else delta
+    sent = torch.einsum("ltbi,lij->ltbj", through, dw)
+    later = torch.cat([sent[:, 1:], torch.zeros_like(sent[:, :1])], 1)
+    if p.lengths is not None:  # a row that has ended takes nothing in
+        later = later * (torch.arange(T)[:, None] < p.lengths)[None, :, :, None]
+    if cell == "gru":
+        saved = (dy, daux, dfirst[0], y, aux, first[0], lam)
+    else:
+        saved = (daux, dfirst[1], aux, first[1], lam, back[-1])
+    ddelta, dgh0, *dgc0 = getattr(ops, f"{cell}_backward_jvp")(
+        dgy + later, *dfinal, *saved, w, p.lengths
+    )
+    same([ddelta, dgh0 + sent[:, 0], *dgc0], dback[: 1 + p.states], dtype)
+
+
 def test_same_bits_with_any_number_of_threads():
     threads, results = torch.get_num_threads(), []
     for cell in CELLS:
@@ -132,11 +206,11 @@ def test_refusals_name_the_argument():
         ops.gru_forward(pre[..., :8], h0, w, bias, None)
     y, aux, _ = ops.gru_forward(pre, h0, w, bias, None)
     with pytest.raises(RuntimeError, match="policy must be 0"):
-        ops.gru_backward(y, None, y, aux, h0, w, None, 3, 0)
+        ops.gru_backward(y, None, y, aux, h0, w, None, 3, 0, False)
     with pytest.raises(RuntimeError, match="w is needed by every policy but 1"):
-        ops.gru_backward(y, None, y, aux, h0, None, None, 0, 0)
+        ops.gru_backward(y, None, y, aux, h0, None, None, 0, 0, False)
     with pytest.raises(RuntimeError, match="window must be at least 0, and 0 with policy 2"):
-        ops.gru_backward(y, None, y, aux, h0, w, None, 2, 3)
+        ops.gru_backward(y, None, y, aux, h0, w, None, 2, 3, False)
 
 
 def test_nothing_to_do():

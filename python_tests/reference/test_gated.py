@@ -40,15 +40,15 @@ class Problem:
     def backward(self, policy, window=0):
         """Gradients of pre, w, b_hn (GRU) and the initial states under a rule."""
         y, aux, *_ = self.forward()
-        options = (self.lengths, policy, window)
+        options = (self.lengths, policy, window, False)
         if self.cell == "gru":
             saved = (y, aux, self.state[0], self.w)
-            delta, *first = gru.gru_backward(self.gy, self.g_state[0], *saved, *options)
+            delta, *first, _ = gru.gru_backward(self.gy, self.g_state[0], *saved, *options)
             through_w = torch.cat([delta[..., : 2 * N], delta[..., 3 * N :]], -1)
             extra = [delta[..., 3 * N :].sum((1, 2))]
         else:
             saved = (aux, self.state[1], self.w)
-            delta, *first = lstm.lstm_backward(self.gy, *self.g_state, *saved, *options)
+            delta, *first, _, _ = lstm.lstm_backward(self.gy, *self.g_state, *saved, *options)
             through_w, extra = delta, []
         before = torch.cat([self.state[0].unsqueeze(1), y[:, :-1]], 1)
         gw = torch.einsum("ltbi,ltbj->lij", through_w, before)

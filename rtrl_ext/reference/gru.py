@@ -50,7 +50,8 @@ def gru_backward(
     lengths: Tensor | None,
     policy: int,
     window: int,
-) -> tuple[Tensor, Tensor]:
+    want_lam: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """One backward recursion: what passes from h_t to h_{t-1} is z, and under FULL the products
     with W, under DIAGONAL each unit's own entries of W, under LOCAL nothing else.
 
@@ -58,13 +59,13 @@ def gru_backward(
     from the end. Returns ``delta`` (L, T, B, 4n): the gradients of the pre-activations of r, z and
     q, and of m; and the gradient of ``h0`` (L, B, n). The gradient of ``pre`` is the first three
     quarters; that of W_r, W_z, W_q is what the first, second and last quarter leave with
-    ``h_{t-1}``.
+    ``h_{t-1}``. Third: the adjoint of h_t (L, T, B, n), or (0,) without ``want_lam``.
     """
     lead = leading(gy, gs_n, y, aux, h0, w)
     steps, batch, n = y.shape[1:]
     zero = torch.zeros(lead, batch, n, dtype=y.dtype, device=y.device)
     own = torch.diagonal(w.unflatten(1, (3, n)), dim1=2, dim2=3).unsqueeze(2)  # (L, 3, 1, n)
-    carried, deltas = zero, []
+    carried, deltas, lams = zero, [], []
     for t in reversed(range(steps)):
         on = active(lengths, t)
         before = expand(h0, lead) if t == 0 else y[:, t - 1]
@@ -84,5 +85,8 @@ def gru_backward(
             moved = moved + d_r * own[:, 0] + d_z * own[:, 1] + d_m * own[:, 2]
         carried = where(on, moved)
         deltas.append(where(on, torch.cat([d_r, d_z, d_q, d_m], -1)))
+        lams.append(where(on, lam))
     deltas.reverse()
-    return stack(deltas, lead), carried + zero
+    lams.reverse()
+    lam = stack(lams, lead) if want_lam else y.new_empty(0)
+    return stack(deltas, lead), carried + zero, lam

@@ -50,19 +50,23 @@ def lstm_backward(
     lengths: Tensor | None,
     policy: int,
     window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    want_lam: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One backward recursion: from c_t to c_{t-1} passes f; from h_t to h_{t-1} pass under FULL
     the products with W, under DIAGONAL each unit's own entries of W, under LOCAL nothing.
 
     ``window`` > 0 (FULL and LOCAL) drops what is carried past every ``window``-th step counted
     from the end. Returns ``delta`` (L, T, B, 4n), the gradient of ``pre``, and those of ``h0`` and
-    ``c0`` (L, B, n).
+    ``c0`` (L, B, n); then, (L, T, B, n) or without ``want_lam`` (0,), the adjoint of h_t and what
+    reaches c_t from later steps.
     """
     lead = leading(gy, gh_n, gc_n, aux, c0, w)
     steps, batch, n = aux.shape[1], aux.shape[2], c0.shape[2]
     zero = torch.zeros(lead, batch, n, dtype=aux.dtype, device=aux.device)
     own = torch.diagonal(w.unflatten(1, (4, n)), dim1=2, dim2=3).unsqueeze(2)  # (L, 4, 1, n)
     to_h, to_c, deltas = zero, zero, []
+    lams: list[Tensor] = []
+    later: list[Tensor] = []
     for t in reversed(range(steps)):
         on = active(lengths, t)
         i, f, g, o, c = aux[:, t].chunk(5, -1)
@@ -74,7 +78,10 @@ def lstm_backward(
         if gy is not None:
             dh = dh + gy[:, t]
         squashed = torch.tanh(c)
-        dc = to_c + final(gc_n, lengths, t, steps, zero) + dh * o * (1 - squashed * squashed)
+        to_c = to_c + final(gc_n, lengths, t, steps, zero)
+        lams.append(where(on, dh))
+        later.append(where(on, to_c))
+        dc = to_c + dh * o * (1 - squashed * squashed)
         d = [
             dc * g * i * (1 - i),
             dc * before * f * (1 - f),
@@ -88,5 +95,7 @@ def lstm_backward(
             moved = sum((x * own[:, k] for k, x in enumerate(d)), zero)
         to_h, to_c = where(on, moved), where(on, dc * f)
         deltas.append(where(on, torch.cat(d, -1)))
-    deltas.reverse()
-    return stack(deltas, lead), to_h + zero, to_c + zero
+    for steps_back in (deltas, lams, later):
+        steps_back.reverse()
+    kept = [stack(x, lead) if want_lam else aux.new_empty(0) for x in (lams, later)]
+    return stack(deltas, lead), to_h + zero, to_c + zero, kept[0], kept[1]

@@ -40,6 +40,8 @@ class GatedBackwardRun {
       for (int64_t r = 0; r < at_.rows; ++r) {
         if (t >= at_.length[r]) {
           zero_row(at_.at(p_.delta, r, t, 4), 4 * n_);
+          zero_row(at_.at(p_.lam, r, t), n_);
+          zero_row(at_.at(p_.to_c, r, t), n_);
         } else {
           step(r, t);
         }
@@ -78,6 +80,7 @@ class GatedBackwardRun {
     const T* before = at_.batch(p_.before, r);
     if (t > 0) before = kState ? at_.at(p_.aux, r, t - 1, A) + 4 * n_ : at_.at(p_.y, r, t - 1);
     T *delta = at_.at(p_.delta, r, t, 4), *carry = carry_ + r * wide_, *kept = kept_ + r * ld_;
+    T *kept_lam = at_.at(p_.lam, r, t), *kept_to_c = at_.at(p_.to_c, r, t);
     columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
       constexpr bool F = decltype(full)::value;
       V lam{}, from_next{}, a[A], d[4], c[G];
@@ -89,6 +92,8 @@ class GatedBackwardRun {
       if (gh_n) lam += read<F, V>(gh_n + j, count);
       const V last = gc_n ? read<F, V>(gc_n + j, count) : V{};
       for (int k = 0; k < A; ++k) a[k] = read<F, V>(aux + k * n_ + j, count);
+      if (kept_lam) write<F, V>(kept_lam + j, kState ? lam : lam + from_next, count);
+      if (kState && kept_to_c) write<F, V>(kept_to_c + j, from_next + last, count);
       Cell::backward(lam, last, a, read<F, V>(before + j, count), from_next, d, c);
       write<F, V>(kept + j, from_next, count);
       for (int k = 0; k < 4; ++k) write<F, V>(delta + k * n_ + j, d[k], count);

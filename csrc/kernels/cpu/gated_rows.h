@@ -32,6 +32,17 @@ struct Gru {
     carry[2] = delta[3] = out.m;
     kept = out.before;
   }
+  // du (4) and the products of dh' with W; `dstate` is the tangent of h'.
+  template <class V>
+  static RX_FN V tangent(const V* aux, V before, const V* du, const V* product, V& dstate, V* daux) {
+    const GruValue<V> out = gru_tangent(aux[0], aux[1], aux[2], aux[3], before, du[0] + product[0], du[1] + product[1], du[2],
+                                        du[3] + product[2], dstate);
+    daux[0] = out.r;
+    daux[1] = out.z;
+    daux[2] = out.q;
+    daux[3] = out.m;
+    return dstate = out.h;
+  }
 };
 
 struct Lstm {
@@ -55,6 +66,17 @@ struct Lstm {
     carry[2] = delta[2] = out.g;
     carry[3] = delta[3] = out.o;
     kept = out.before;
+  }
+  template <class V>
+  static RX_FN V tangent(const V* aux, V before, const V* du, const V* product, V& dstate, V* daux) {
+    const LstmValue<V> out = lstm_tangent(aux[0], aux[1], aux[2], aux[3], aux[4], before, du[0] + product[0],
+                                          du[1] + product[1], du[2] + product[2], du[3] + product[3], dstate);
+    daux[0] = out.i;
+    daux[1] = out.f;
+    daux[2] = out.g;
+    daux[3] = out.o;
+    daux[4] = dstate = out.c;
+    return out.h;
   }
 };
 
