@@ -11,7 +11,7 @@ class GatedBackwardRun {
   static constexpr int G = Cell::kGates, A = Cell::kAux;
   static constexpr bool kState = A == 5;  // LSTM: `kept` belongs to c and not to h
   const GatedBackward<T>& p_;
-  const GatedRows<T> at_;
+  const Rows<T> at_;
   const int64_t n_, ld_, wide_;
   T *kept_, *product_, *carry_, *own_;  // (rows, ld) twice, (rows, wide) twice
 
@@ -35,7 +35,7 @@ class GatedBackwardRun {
 
   void run(const T* packed) {
     for (int64_t t = p_.s.T - 1; t >= 0; --t) {
-      for (int64_t r = 0; r < at_.rows; ++r) at_.prefetch(at_.at(p_.aux, r, t, A), A * n_);
+      for (int64_t r = 0; r < at_.rows; ++r) at_.prefetch_row(at_.at(p_.aux, r, t, A), A * n_);
       move(packed);
       for (int64_t r = 0; r < at_.rows; ++r) {
         if (t >= at_.length[r]) {

@@ -9,50 +9,31 @@ template <class T, class Cell>
 void gated_forward_run(const GatedForward<T>& p, RowRange range, const T* packed, T* scratch) {
   using V = Vec<T>;
   constexpr int G = Cell::kGates, A = Cell::kAux;
-  const GatedRows<T> at(p.s, range);
-  const int64_t n = at.n, ld = gated_stride<T>(n, 1), wide = gated_stride<T>(n, G);
-  T* carry = scratch;                 // (rows, ld): h
-  T* state = carry + at.rows * ld;    // (rows, ld): GRU h, LSTM c
-  T* product = state + at.rows * ld;  // (rows, wide)
-  for (int64_t r = 0; r < at.rows; ++r) {
-    const T *h = at.batch(p.h0, r), *c = p.c0.p ? at.batch(p.c0, r) : h;
-    for (int64_t j = 0; j < ld; ++j) {
-      carry[r * ld + j] = j < n ? h[j] : T(0);
-      state[r * ld + j] = j < n ? c[j] : T(0);
-    }
-  }
-  for (int64_t t = 0; t < p.s.T; ++t) {
-    for (int64_t r = 0; r < at.rows; ++r) at.prefetch(at.at(p.pre, r, t, G), G * n);
-    gemm<T>(at.rows, carry, ld, packed, n, G * n, product, wide, true);
-    for (int64_t r = 0; r < at.rows; ++r) {
-      T *y = at.at(p.y, r, t), *aux = at.at(p.aux, r, t, A);
-      if (t >= at.length[r]) {
-        zero_row(y, n);
-        zero_row(aux, A * n);
-        continue;
-      }
-      const T *pre = at.at(p.pre, r, t, G), *bias = at.unit(p.bias, r), *moved = product + r * wide;
-      columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
-        constexpr bool F = decltype(full)::value;
-        V u[G], m[G], kept[A];
-        for (int g = 0; g < G; ++g) {
-          u[g] = read<F, V>(pre + g * n + j, count);
-          m[g] = load<V>(moved + g * n + j);
-        }
-        V s = load<V>(state + r * ld + j);
-        const V out = Cell::forward(u, m, bias ? read<F, V>(bias + j, count) : V{}, s, kept);
-        for (int k = 0; k < A; ++k) write<F, V>(aux + k * n + j, kept[k], count);
-        write<F, V>(y + j, out, count);
-        write<F, V>(carry + r * ld + j, out, count);
-        write<F, V>(state + r * ld + j, s, count);
-      });
-      if (t == at.length[r] - 1) {
-        T *h_n = at.batch(p.h_n, r), *c_n = at.batch(p.c_n, r);
-        for (int64_t j = 0; j < n; ++j) h_n[j] = carry[r * ld + j];
-        for (int64_t j = 0; c_n && j < n; ++j) c_n[j] = state[r * ld + j];
-      }
-    }
-  }
+  const Rows<T> at(p.s, range);
+  const int64_t n = at.n;
+  const auto rest = [&](int64_t r, int64_t t) {
+    zero_row(at.at(p.y, r, t), n);
+    zero_row(at.at(p.aux, r, t, A), A * n);
+  };
+  gated_steps<T, Cell>(p, at, packed, scratch, p.h0, p.c0, p.h_n, p.c_n, rest,
+                       [&](int64_t r, int64_t t, const T* product, T* carry, T* state) __attribute__((always_inline)) {
+                         T *y = at.at(p.y, r, t), *aux = at.at(p.aux, r, t, A);
+                         const T *pre = at.at(p.pre, r, t, G), *bias = at.unit(p.bias, r);
+                         columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
+                           constexpr bool F = decltype(full)::value;
+                           V u[G], m[G], kept[A];
+                           for (int g = 0; g < G; ++g) {
+                             u[g] = read<F, V>(pre + g * n + j, count);
+                             m[g] = load<V>(product + g * n + j);
+                           }
+                           V s = load<V>(state + j);
+                           const V out = Cell::forward(u, m, bias ? read<F, V>(bias + j, count) : V{}, s, kept);
+                           for (int k = 0; k < A; ++k) write<F, V>(aux + k * n + j, kept[k], count);
+                           write<F, V>(y + j, out, count);
+                           write<F, V>(carry + j, out, count);
+                           write<F, V>(state + j, s, count);
+                         });
+                       });
 }
 
 template <class T>

@@ -11,51 +11,32 @@ void gated_forward_jvp_run(const GatedForwardJvp<T>& p, RowRange range, const T*
   using V = Vec<T>;
   constexpr int G = Cell::kGates, A = Cell::kAux;
   constexpr bool kState = A == 5;  // LSTM: the state is c
-  const GatedRows<T> at(p.s, range);
-  const int64_t n = at.n, ld = gated_stride<T>(n, 1), wide = gated_stride<T>(n, G);
-  T* carry = scratch;                 // (rows, ld): tangent of h
-  T* state = carry + at.rows * ld;    // (rows, ld): GRU of h, LSTM of c
-  T* product = state + at.rows * ld;  // (rows, wide)
-  for (int64_t r = 0; r < at.rows; ++r) {
-    const T *h = at.batch(p.dh0, r), *c = kState ? at.batch(p.dc0, r) : h;
-    for (int64_t j = 0; j < ld; ++j) {
-      carry[r * ld + j] = j < n ? h[j] : T(0);
-      state[r * ld + j] = j < n ? c[j] : T(0);
-    }
-  }
-  for (int64_t t = 0; t < p.s.T; ++t) {
-    for (int64_t r = 0; r < at.rows; ++r) at.prefetch(at.at(p.aux, r, t, A), A * n);
-    gemm<T>(at.rows, carry, ld, packed, n, G * n, product, wide, true);
-    for (int64_t r = 0; r < at.rows; ++r) {
-      T *dy = at.at(p.dy, r, t), *daux = at.at(p.daux, r, t, A);
-      if (t >= at.length[r]) {
-        zero_row(dy, n);
-        zero_row(daux, A * n);
-        continue;
-      }
-      const T *du = at.at(p.du, r, t, 4), *aux = at.at(p.aux, r, t, A), *moved = product + r * wide;
-      const T* before = at.batch(p.before, r);
-      if (t > 0) before = kState ? at.at(p.aux, r, t - 1, A) + 4 * n : at.at(p.y, r, t - 1);
-      columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
-        constexpr bool F = decltype(full)::value;
-        V u[4], m[G], a[A], d[A];
-        for (int k = 0; k < 4; ++k) u[k] = read<F, V>(du + k * n + j, count);
-        for (int g = 0; g < G; ++g) m[g] = load<V>(moved + g * n + j);
-        for (int k = 0; k < A; ++k) a[k] = read<F, V>(aux + k * n + j, count);
-        V s = load<V>(state + r * ld + j);
-        const V out = Cell::tangent(a, read<F, V>(before + j, count), u, m, s, d);
-        for (int k = 0; k < A; ++k) write<F, V>(daux + k * n + j, d[k], count);
-        write<F, V>(dy + j, out, count);
-        write<F, V>(carry + r * ld + j, out, count);
-        write<F, V>(state + r * ld + j, s, count);
-      });
-      if (t == at.length[r] - 1) {
-        T *dh_n = at.batch(p.dh_n, r), *dc_n = at.batch(p.dc_n, r);
-        for (int64_t j = 0; j < n; ++j) dh_n[j] = carry[r * ld + j];
-        for (int64_t j = 0; dc_n && j < n; ++j) dc_n[j] = state[r * ld + j];
-      }
-    }
-  }
+  const Rows<T> at(p.s, range);
+  const int64_t n = at.n;
+  const auto rest = [&](int64_t r, int64_t t) {
+    zero_row(at.at(p.dy, r, t), n);
+    zero_row(at.at(p.daux, r, t, A), A * n);
+  };
+  gated_steps<T, Cell>(p, at, packed, scratch, p.dh0, p.dc0, p.dh_n, p.dc_n, rest,
+                       [&](int64_t r, int64_t t, const T* product, T* carry, T* state) __attribute__((always_inline)) {
+                         T *dy = at.at(p.dy, r, t), *daux = at.at(p.daux, r, t, A);
+                         const T *du = at.at(p.du, r, t, 4), *aux = at.at(p.aux, r, t, A);
+                         const T* before = at.batch(p.before, r);
+                         if (t > 0) before = kState ? at.at(p.aux, r, t - 1, A) + 4 * n : at.at(p.y, r, t - 1);
+                         columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
+                           constexpr bool F = decltype(full)::value;
+                           V u[4], m[G], a[A], d[A];
+                           for (int k = 0; k < 4; ++k) u[k] = read<F, V>(du + k * n + j, count);
+                           for (int g = 0; g < G; ++g) m[g] = load<V>(product + g * n + j);
+                           for (int k = 0; k < A; ++k) a[k] = read<F, V>(aux + k * n + j, count);
+                           V s = load<V>(state + j);
+                           const V out = Cell::tangent(a, read<F, V>(before + j, count), u, m, s, d);
+                           for (int k = 0; k < A; ++k) write<F, V>(daux + k * n + j, d[k], count);
+                           write<F, V>(dy + j, out, count);
+                           write<F, V>(carry + j, out, count);
+                           write<F, V>(state + j, s, count);
+                         });
+                       });
 }
 
 template <class T>
@@ -70,14 +51,14 @@ void gated_backward_jvp_run(const GatedBackwardJvp<T>& p, RowRange range, const 
   using D = Dual<V>;
   constexpr int G = Cell::kGates, A = Cell::kAux;
   constexpr bool kState = A == 5;
-  const GatedRows<T> at(p.s, range);
+  const Rows<T> at(p.s, range);
   const int64_t n = at.n, ld = gated_stride<T>(n, 1), wide = gated_stride<T>(n, G);
   T* kept = scratch;                  // (rows, ld): tangent of what the state's own path hands back
   T* product = kept + at.rows * ld;   // (rows, ld)
   T* carry = product + at.rows * ld;  // (rows, wide)
   for (int64_t i = 0; i < at.rows * (2 * ld + wide); ++i) scratch[i] = 0;
   for (int64_t t = p.s.T - 1; t >= 0; --t) {
-    for (int64_t r = 0; r < at.rows; ++r) at.prefetch(at.at(p.aux, r, t, A), A * n);
+    for (int64_t r = 0; r < at.rows; ++r) at.prefetch_row(at.at(p.aux, r, t, A), A * n);
     gemm<T>(at.rows, carry, wide, packed, G * n, n, product, ld, true);
     for (int64_t r = 0; r < at.rows; ++r) {
       T* ddelta = at.at(p.ddelta, r, t, 4);

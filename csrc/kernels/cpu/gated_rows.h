@@ -86,33 +86,39 @@ int64_t gated_stride(int64_t n, int64_t wide) {
   return scratch_stride<T>(wide * n + lanes<Vec<T>>());
 }
 
-// Rows of a tile in arrays of (.., n) and of (.., k n).
-template <class T>
-struct GatedRows {
-  int64_t rows, n, steps;
-  int64_t l[kMaxRows], length[kMaxRows], full[kMaxRows], shared[kMaxRows], flat[kMaxRows];
-
-  GatedRows(const GatedShape& s, RowRange range) : rows(range.end - range.begin), n(s.n), steps(s.B * s.n) {
-    for (int64_t r = 0; r < rows; ++r) {
-      l[r] = (range.begin + r) / s.B;
-      const int64_t b = (range.begin + r) % s.B;
-      length[r] = s.lengths ? s.lengths[b] : s.T;
-      full[r] = (l[r] * s.T * s.B + b) * n;
-      shared[r] = b * n;
-      flat[r] = (l[r] * s.B + b) * n;
+// Steps through time of a tile, from the first to the last: a product of the carry (n) with W for all gates, then `step(r, t,
+// product, carry, state)` for each row in time, which leaves the row's carry and state. Their first values are h0 and, of
+// LSTM, c0; the last ones go to h_n and c_n.
+template <class T, class Cell, class P, class Rest, class Step>
+inline __attribute__((always_inline)) void gated_steps(const P& p, const Rows<T>& at, const T* packed, T* scratch, In<T> h0,
+                                                       In<T> c0, T* h_n, T* c_n, Rest&& rest, Step&& step) {
+  const int64_t n = at.n, ld = gated_stride<T>(n, 1), wide = gated_stride<T>(n, Cell::kGates);
+  T* carry = scratch;                 // (rows, ld): h
+  T* state = carry + at.rows * ld;    // (rows, ld): GRU h, LSTM c
+  T* product = state + at.rows * ld;  // (rows, wide)
+  for (int64_t r = 0; r < at.rows; ++r) {
+    const T *h = at.batch(h0, r), *c = c0.p ? at.batch(c0, r) : h;
+    for (int64_t j = 0; j < ld; ++j) {
+      carry[r * ld + j] = j < n ? h[j] : T(0);
+      state[r * ld + j] = j < n ? c[j] : T(0);
     }
   }
-  const T* at(const In<T>& x, int64_t r, int64_t t, int64_t k = 1) const {
-    return x.p ? x.p + ((x.lead ? full[r] : shared[r]) + t * steps) * k : nullptr;
+  for (int64_t t = 0; t < p.s.T; ++t) {
+    for (int64_t r = 0; r < at.rows; ++r) at.prefetch_row(at.at(p.aux, r, t, Cell::kAux), Cell::kAux * n);
+    gemm<T>(at.rows, carry, ld, packed, n, Cell::kGates * n, product, wide, true);
+    for (int64_t r = 0; r < at.rows; ++r) {
+      if (t >= at.length[r]) {
+        rest(r, t);
+        continue;
+      }
+      step(r, t, product + r * wide, carry + r * ld, state + r * ld);
+      if (t < at.length[r] - 1) continue;
+      T *h = at.batch(h_n, r), *c = at.batch(c_n, r);
+      for (int64_t j = 0; j < n; ++j) h[j] = carry[r * ld + j];
+      for (int64_t j = 0; c && j < n; ++j) c[j] = state[r * ld + j];
+    }
   }
-  T* at(T* x, int64_t r, int64_t t, int64_t k = 1) const { return x ? x + (full[r] + t * steps) * k : nullptr; }
-  const T* batch(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? flat[r] : shared[r]) : nullptr; }
-  T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
-  const T* unit(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? l[r] * n : 0) : nullptr; }
-  void prefetch(const T* p, int64_t count) const {
-    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + j, 0, 3);
-  }
-};
+}
 
 }  // namespace RX_NS
 }  // namespace rx
