@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .machine import describe
-from .peers.loops import loop_forward
+from .peers.loops import gradient, loop_forward
 
 #: units, inputs, steps, rows of the batch
 SIZES = ((64, 32, 100, 32), (128, 64, 100, 32), (128, 64, 100, 1024), (256, 64, 100, 128),
@@ -30,12 +30,8 @@ Call = Callable[[], Any]
 
 
 def _step(module: nn.Module, x: Tensor, gy: Tensor) -> Call:
-    parameters = list(module.parameters())
-
-    def call() -> Any:
-        return torch.autograd.grad(module(x)[0], parameters, gy)
-
-    return call
+    parameters: Any = tuple(module.parameters())
+    return gradient(lambda: module(x)[0], parameters, gy)
 
 
 def contestants(
@@ -60,14 +56,10 @@ def contestants(
     if device == "cuda":  # the strategy that the rule didn't choose too
         for strategy in ("persistent", "stepwise"):
             calls[f"LeakyRNN bptt {strategy}"] = _under(strategy, calls["LeakyRNN bptt"])
-    like = made["LeakyRNN bptt"]
-    params: Any = tuple(like.parameters())
-
-    def loop() -> Any:
-        y = loop_forward(params, x, leak=0.2, rule="eprop")
-        return torch.autograd.grad(y, params, gy)
-
-    calls["eager loop leak=0.2 eprop"] = loop
+    params: Any = tuple(made["LeakyRNN bptt"].parameters())
+    calls["eager loop leak=0.2 eprop"] = gradient(
+        lambda: loop_forward(params, x, leak=0.2, rule="eprop"), params, gy
+    )
     return calls
 
 

@@ -32,7 +32,7 @@ std::tuple<int64_t, int64_t, int64_t> rule(int64_t asked, int64_t shared, int64_
   const rx::cuda::Card card{shared, static_cast<int>(processors)};
   const bool fits = rx::cuda::persistent_fits(card, n, gates, weight, number);
   const auto strategy = rx::cuda::choose(static_cast<rx::cuda::Strategy>(asked), multiplies, fits);
-  return {static_cast<int64_t>(strategy), rx::cuda::tile_rows(card, weight, number, rows),
+  return {static_cast<int64_t>(strategy), rx::cuda::tile_rows(card, weight, rows),
           rx::cuda::persistent_bytes(n, gates, weight, number, rx::cuda::kRowsMax)};
 }
 

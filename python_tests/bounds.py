@@ -11,7 +11,6 @@ PAGE = ROOT / "docs" / "cuda_bounds.md"
 
 # H100 SXM, NVIDIA's data sheet: 67, 34 and 989 TFLOP/s; the clock is that of the first two.
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.98e9, 3.35e12
-FLOPS = {"float": 66.9e12, "double": 33.5e12, "BFloat16": 989.4e12}
 SHARED = 128  # bytes per clock and multiprocessor
 ISSUE = 4  # instructions of a warp per clock and multiprocessor
 N, STEPS, TILE = 128, 100, 8
@@ -37,36 +36,50 @@ OPERATIONS = [
     Operation("backward tangent", "BackwardJvpStep<{}, false>", 2, 3),  # dgy, phi, dphi, lam
 ]
 LOCAL = Operation("backward, e-prop", "BackwardStep<{}, false, 1>", 2, 1)
-TYPES = (("float", 4, 4), ("double", 8, 8), ("BFloat16", 2, 4))
-DTYPES = {"float": "float32", "double": "float64", "BFloat16": "bfloat16"}
+
+
+@dataclass
+class Kind:
+    """An element type: its names in C++ and torch, bytes of an element and of a number of its
+    computation, the instruction of its products and how many multiply-adds that is for a warp,
+    rows of a tile, and the card's FLOP/s."""
+
+    name: str
+    dtype: str
+    element: int
+    computed: int
+    opcode: str
+    work: int
+    tile: int
+    flops: float
+
+
+KINDS = (
+    Kind("float", "float32", 4, 4, "FFMA", 32, TILE, 66.9e12),
+    Kind("double", "float64", 8, 8, "DFMA", 32, 4, 33.5e12),
+    Kind("BFloat16", "bfloat16", 2, 4, "HMMA", 16 * 16 * 8, TILE, 989.4e12),
+)
 
 
 def microseconds(clocks_per_processor: float) -> float:
     return clocks_per_processor / CLOCK * 1e6
 
 
-def memory(operation: Operation, element: int, computed: int, steps: int = STEPS) -> float:
-    """Microseconds to move the arrays of some steps once."""
-    width = operation.elements * element + operation.computed * computed
-    return ROWS * N * steps * width / BANDWIDTH * 1e6
+def traffic(operation: Operation, kind: Kind, steps: int) -> tuple[str, str, float, float]:
+    """The first cells of a row: names, megabytes, and the microseconds to move them once."""
+    width = operation.elements * kind.element + operation.computed * kind.computed
+    size = ROWS * N * steps * width
+    return operation.name, kind.dtype, size / 1e6, size / BANDWIDTH * 1e6
 
 
-def persistent(code: sass.Code, kind: str, element: int) -> tuple[float, float, float]:
+def persistent(code: sass.Code, kind: Kind) -> tuple[float, float, float]:
     """Microseconds of all steps: arithmetic, the matrix read from shared memory, and the issue
     slots of the products' loop."""
-    opcode = {"float": "FFMA", "double": "DFMA"}.get(kind, "HMMA")
-    body = sass.main_loop(code, opcode)
-    own = sum((o or "").startswith(opcode) for o, _ in body)
-    # a warp's instruction is 32 multiply-adds, on tensor cores 16 x 16 x 8
-    work = N * N * TILE / (16 * 16 * 8 if opcode == "HMMA" else 32)
-    arithmetic = 2 * N * N * ROWS * STEPS / FLOPS[kind] * 1e6
-    shared = STEPS * N * N * element * TILE / tile_of(kind) / SHARED
-    issue = STEPS * work * sass.instructions(body) / own / ISSUE
-    return arithmetic, microseconds(shared), microseconds(issue)
-
-
-def tile_of(kind: str) -> int:
-    return 4 if kind == "double" else TILE
+    body = sass.main_loop(code, kind.opcode)
+    issued = N * N * TILE / kind.work * sass.instructions(body) / sass.count(body, kind.opcode)
+    arithmetic = 2 * N * N * ROWS * STEPS / kind.flops * 1e6
+    shared = STEPS * N * N * kind.element * TILE / kind.tile / SHARED
+    return arithmetic, microseconds(shared), microseconds(STEPS * issued / ISSUE)
 
 
 def at_most(code: sass.Code, steps: int) -> float:
@@ -116,15 +129,9 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for operation in OPERATIONS:
-        for kind, element, computed in TYPES:
-            name = f"persistent<{operation.step.format(kind)}, {tile_of(kind)}>"
-            moved = memory(operation, element, computed)
-            lines.append(
-                _row(
-                    operation.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
-                    *persistent(code[name], kind, element),
-                )
-            )  # fmt: skip
+        for kind in KINDS:
+            name = f"persistent<{operation.step.format(kind.name)}, {kind.tile}>"
+            lines.append(_row(*traffic(operation, kind, STEPS), *persistent(code[name], kind)))
     lines += [
         "",
         "## Columns: rules that carry nothing from unit to unit, all steps, one launch",
@@ -134,13 +141,9 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
         "| kernel | type | MB | memory | issue slots, at most |",
         "|---|---|---|---|---|",
     ]
-    for kind, element, computed in TYPES:
-        name = f"columns<{LOCAL.step.format(kind)} >"
-        moved = memory(LOCAL, element, computed)
-        lines.append(
-            _row(LOCAL.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
-                 at_most(max(sass.loops(code[name]), key=len), STEPS))
-        )  # fmt: skip
+    for kind in KINDS:
+        loop = max(sass.loops(code[f"columns<{LOCAL.step.format(kind.name)} >"]), key=len)
+        lines.append(_row(*traffic(LOCAL, kind, STEPS), at_most(loop, STEPS)))
     lines += [
         "",
         "## Pointwise: one step of a stepwise run, beside the vendor's product",
@@ -151,11 +154,7 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
         "|---|---|---|---|---|",
     ]
     for operation in OPERATIONS:
-        for kind, element, computed in TYPES:
-            name = f"pointwise<{operation.step.format(kind)}, 1>"
-            moved = memory(operation, element, computed, 1)
-            lines.append(
-                _row(operation.name, DTYPES[kind], moved * BANDWIDTH / 1e12, moved,
-                     at_most(code[name], 1))
-            )  # fmt: skip
+        for kind in KINDS:
+            name = f"pointwise<{operation.step.format(kind.name)}, 1>"
+            lines.append(_row(*traffic(operation, kind, 1), at_most(code[name], 1)))
     return "\n".join(lines) + "\n"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from emulated import KERNELS, ROOT
 
-ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # for `benchmarks`
 
@@ -79,8 +79,7 @@ def build_driver(folder: Path, architecture: str) -> Path:
     if shutil.which("nvcc") is None:
         raise Failed("nvcc is not on PATH")
     target = folder / "test_leaky"
-    sources = [ROOT / "csrc_tests" / "test_leaky.cpp"]
-    sources += sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
+    sources = [ROOT / "csrc_tests" / "test_leaky.cpp", *KERNELS]
     done = subprocess.run(
         [
             "nvcc", "-std=c++17", "-O1", "-lineinfo", "-DRX_NS=device", f"-I{ROOT / 'csrc'}",

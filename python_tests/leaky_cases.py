@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
+from rtrl_ext._dtypes import computed
+from rtrl_ext._kernels import Kernels
 from rtrl_ext.reference import leaky_rnn as reference
 
 PERSISTENT, STEPWISE = 1, 2
 FORWARD, REVERSED, RANDOM = range(3)
-NAMES = ("leaky_forward", "leaky_backward", "leaky_forward_jvp", "leaky_backward_jvp")
+NAMES = Kernels._fields
 CELLS = [(0, False), (0, True), (1, False)]
 POLICIES = [  # policy, mu, window, decay
     (0, 0.0, 0, 0.0), (0, 0.0, 2, 0.0), (1, 0.0, 0, 0.0), (1, 0.0, 0, 0.5), (2, 0.0, 0, 0.0),
@@ -26,10 +28,6 @@ COMPUTED = {
     "leaky_backward_jvp": ((2, 4, 6, 7, 10), (3,)),
 }
 ELEMENTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def computed(dtype):
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def tolerance(dtype, steps, n):

@@ -8,8 +8,9 @@ from functools import cache
 import emulated
 import torch
 
+from rtrl_ext import _functorch, _kernels
+
 NAMESPACE = "rtrl_ext_moved"
-NAMES = ("leaky_forward", "leaky_backward", "leaky_forward_jvp", "leaky_backward_jvp")
 
 
 class Ops:
@@ -19,7 +20,7 @@ class Ops:
 
     def __init__(self, device):
         self._library = torch.library.Library(NAMESPACE, "DEF")
-        for name in NAMES:
+        for name in _kernels.Kernels._fields:
             real = getattr(torch.ops.rtrl_ext, name).default
             self._library.define(str(real._schema).removeprefix("rtrl_ext::"))
             self._library.impl(name, self._moving(real, device), "CPU")
@@ -47,8 +48,6 @@ class Ops:
 
 @cache
 def load(device: str = "cuda") -> Ops:
-    from rtrl_ext import _functorch, _kernels
-
     ops = Ops(device)
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)

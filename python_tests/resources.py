@@ -16,10 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import sass
+from emulated import KERNELS, ROOT
 
-ROOT = Path(__file__).parents[1]
 BUDGET = ROOT / "csrc_tests" / "budget.json"
-KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100", "120")
 THREADS = 256
 WARPS = {

@@ -46,7 +46,7 @@ def counts(code: Code) -> dict[str, int]:
     mix: Counter[str] = Counter()
     for opcode, _ in code:
         parts = (opcode or "").split(".")
-        for kind in ("LDG", "STG", "LDS", "STS"):
+        for kind in ("LDG", "STG", "LDS"):
             if parts[0] == kind:
                 mix[kind + (".128" if "128" in parts else ".64" if "64" in parts else "")] += 1
         mix["HMMA"] += parts[0] == "HMMA"
@@ -62,6 +62,11 @@ def instructions(code: Code) -> int:
     return sum(opcode is not None for opcode, _ in code)
 
 
+def count(code: Code, opcode: str) -> int:
+    """How often an instruction stands there, whatever its modifiers."""
+    return sum((o or "").split(".")[0] == opcode for o, _ in code)
+
+
 def loops(code: Code) -> list[Code]:
     """The bodies of all loops: from a label to a branch back to it."""
     where = {name: i for i, (opcode, name) in enumerate(code) if opcode is None}
@@ -75,8 +80,4 @@ def loops(code: Code) -> list[Code]:
 
 def main_loop(code: Code, opcode: str) -> Code:
     """The loop in which this instruction is the largest part: that of the products."""
-
-    def share(body: Code) -> float:
-        return sum(o is not None and o.split(".")[0] == opcode for o, _ in body) / len(body)
-
-    return max(loops(code), key=share)
+    return max(loops(code), key=lambda body: count(body, opcode) / len(body))

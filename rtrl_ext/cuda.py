@@ -22,8 +22,8 @@ def strategy(name: str) -> Iterator[None]:
     "auto": persistent where the recurrent matrix fits in a block's shared memory, else stepwise.
     "persistent": one launch for all steps; a size that doesn't fit raises RuntimeError with what it
     needs. "stepwise": a matrix product and one pointwise kernel per step. Rules that carry nothing
-    from unit to unit take one launch in any case. Results differ by rounding
-    alone (of TF32 products, where torch is told to use them, in the stepwise way).
+    from unit to unit take one launch in any case. Results differ by rounding alone (of TF32
+    products, where torch is told to use them, in the stepwise way).
 
     Raises TypeError and ValueError for another name, RuntimeError if built without CUDA.
     """

@@ -135,7 +135,7 @@ template <class F>
 void with_dtype(ScalarType dtype, F&& f) {
   if (dtype == ScalarType::Float) return f(float{});
   if (dtype == ScalarType::Double) return f(double{});
-  STD_TORCH_CHECK(false, "the LeakyRNN kernels take float32 or float64");
+  STD_TORCH_CHECK(false, "the kernels take float32 or float64");
 }
 
 inline LeakyShape leaky_shape(int64_t L, int64_t T, int64_t B, int64_t n, int64_t form, int64_t act, bool unit_leak) {

@@ -66,8 +66,7 @@ def check_loops(code: dict[str, sass.Code]) -> None:
         if name.startswith("persistent<"):
             opcode = "HMMA" if "loat16" in name else "DFMA" if "<double" in name else "FFMA"
             loop = sass.main_loop(body, opcode)
-            own = sum((o or "").startswith(opcode) for o, _ in loop)
-            share = own / sass.instructions(loop)
+            share = sass.count(loop, opcode) / sass.instructions(loop)
             assert share >= (0.4 if opcode == "HMMA" else 0.6), (name, share)
             seen += 1
     assert seen > 30

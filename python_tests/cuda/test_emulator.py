@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from emulated import compiler
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "csrc_tests"
@@ -33,15 +34,6 @@ def run(command, folder, timeout=60):
     return subprocess.run(
         command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
     )
-
-
-def compiler(mode):
-    if mode == "memory":
-        names = ["clang++"] + [f"clang++-{version}" for version in range(22, 13, -1)]
-    else:
-        names = ["g++"]
-    found = next((path for path in map(shutil.which, names) if path), None)
-    return found or pytest.skip(f"{names[0]} is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,14 @@
 """The compiled GRU and LSTM kernels equal the plain PyTorch reference, at shapes with tails."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from kernel_checks import SHAPES, chosen, every_instruction_set, run_under, same
 
-from rtrl_ext import _C
 from rtrl_ext.reference import gru, lstm
 from rtrl_ext.reference.leaky_rnn import DIAGONAL, FULL, LOCAL
 
 ops = torch.ops.rtrl_ext
 CELLS = {"gru": (3, 4, 1), "lstm": (4, 5, 2)}  # gates, values kept, states
-SHAPES = [  # L, T, B, n
-    (1, 1, 1, 1),
-    (1, 7, 3, 5),
-    (2, 3, 1, 17),
-    (3, 2, 5, 33),
-    (1, 4, 70, 16),
-    (2, 9, 13, 40),
-]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
 class Problem:
@@ -71,15 +58,6 @@ class Problem:
 
 def reference(name):
     return getattr(gru if name.startswith("gru") else lstm, name)
-
-
-def same(got, expected, dtype):
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype == dtype
-        if b.numel():
-            scale = max(1.0, float(b.abs().max()))
-            assert float((a - b).abs().max()) <= TOLERANCE[dtype] * scale
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -247,16 +225,8 @@ def test_infinite_and_missing_numbers():
                 torch.testing.assert_close(a, b, equal_nan=True)
 
 
-@pytest.mark.skipif("RTRL_EXT_ISA" in os.environ, reason="the instruction set is already chosen")
-@pytest.mark.parametrize("isa", _C.build_info()["isa_compiled"].split())
+@chosen
+@every_instruction_set
 def test_every_instruction_set(isa):
     """The same tests in a process restricted to ``isa``."""
-    known = _C.build_info()["isa_compiled"].split()
-    if known.index(isa) >= known.index(_C.build_info()["isa"]):
-        pytest.skip(f"{isa} is this process's own set or one this machine lacks")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", __file__],
-        env=dict(os.environ, RTRL_EXT_ISA=isa), capture_output=True, text=True,
-        cwd=os.path.dirname(__file__), check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_under(isa, __file__)

@@ -2,29 +2,17 @@
 the CUDA kernels, emulated and, where there is one, on a GPU."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from backends import CUDA
+from kernel_checks import SHAPES, chosen, every_instruction_set, run_under, same
 
-from rtrl_ext import _C
 from rtrl_ext.reference import leaky_rnn as reference
 
 RATE, VOLTAGE = 0, 1
-SHAPES = [  # L, T, B, n
-    (1, 1, 1, 1),
-    (1, 7, 3, 5),
-    (2, 3, 1, 17),
-    (3, 2, 5, 33),
-    (1, 4, 70, 16),
-    (2, 9, 13, 40),
-]  # L, T, B, n
 CASES = list(itertools.product((RATE, VOLTAGE), range(4), (False, True)))
 CASES = [(form, act, unit) for form, act, unit in CASES if not (form == VOLTAGE and unit)]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
 @pytest.fixture(params=["compiled", *CUDA, *(f"{name} stepwise" for name in CUDA)])
@@ -73,15 +61,6 @@ class Problem:
 
     def sequence(self):
         return self.normal(*self.shape)
-
-
-def same(got, expected, dtype):
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        assert a.shape == b.shape
-        if b.numel():
-            scale = max(1.0, float(b.abs().max()))
-            assert float((a - b).abs().max()) <= TOLERANCE[dtype] * scale
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -190,27 +169,8 @@ def test_tanh_is_within_six_units_in_the_last_place(ops):
     assert torch.equal(odd, -y)
 
 
-@pytest.mark.skipif("RTRL_EXT_ISA" in os.environ, reason="the instruction set is already chosen")
-@pytest.mark.parametrize("isa", _C.build_info()["isa_compiled"].split())
+@chosen
+@every_instruction_set
 def test_every_instruction_set(isa):
     """One binary serves every machine: the same tests in a process restricted to `isa`."""
-    known = _C.build_info()["isa_compiled"].split()
-    if known.index(isa) >= known.index(_C.build_info()["isa"]):
-        pytest.skip(f"{isa} is this process's own set or one this machine lacks")
-    environment = dict(os.environ, RTRL_EXT_ISA=isa)
-    check = f"import torch; from rtrl_ext import _C; assert _C.build_info()['isa'] == {isa!r}"
-    subprocess.run([sys.executable, "-c", check], env=environment, check=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-k",
-        "not emulated and not moved",
-        __file__,
-    ]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=os.path.dirname(__file__)
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    run_under(isa, __file__, "-k", "not emulated and not moved")

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from ._steps import active, cut, expand, final, leading, stack, where
-from .leaky_rnn import DIAGONAL, FULL, LOCAL
-
-POLICIES = (FULL, LOCAL, DIAGONAL)
+from .leaky_rnn import DIAGONAL, FULL
 
 
 def gru_forward(

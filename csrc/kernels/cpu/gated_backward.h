@@ -9,7 +9,7 @@ template <class T, class Cell, Transport P>
 class GatedBackwardRun {
   using V = Vec<T>;
   static constexpr int G = Cell::kGates, A = Cell::kAux;
-  static constexpr bool kState = A == 5;  // LSTM: `kept` belongs to c and not to h
+  static constexpr bool kState = Cell::kOwnState;  // `kept` belongs to it and not to h
   const GatedBackward<T>& p_;
   const Rows<T> at_;
   const int64_t n_, ld_, wide_;
@@ -77,8 +77,7 @@ class GatedBackwardRun {
     const bool empty = first || (p_.window > 0 && (at_.length[r] - t - 1) % p_.window == 0);
     const T *gy = at_.at(p_.gy, r, t), *aux = at_.at(p_.aux, r, t, A);
     const T *gh_n = first ? at_.batch(p_.gh_n, r) : nullptr, *gc_n = first ? at_.batch(p_.gc_n, r) : nullptr;
-    const T* before = at_.batch(p_.before, r);
-    if (t > 0) before = kState ? at_.at(p_.aux, r, t - 1, A) + 4 * n_ : at_.at(p_.y, r, t - 1);
+    const T* before = state_before<Cell>(at_, p_.before, p_.aux, p_.y, r, t);
     T *delta = at_.at(p_.delta, r, t, 4), *carry = carry_ + r * wide_, *kept = kept_ + r * ld_;
     T *kept_lam = at_.at(p_.lam, r, t), *kept_to_c = at_.at(p_.to_c, r, t);
     columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {

@@ -10,7 +10,6 @@ template <class T, class Cell>
 void gated_forward_jvp_run(const GatedForwardJvp<T>& p, RowRange range, const T* packed, T* scratch) {
   using V = Vec<T>;
   constexpr int G = Cell::kGates, A = Cell::kAux;
-  constexpr bool kState = A == 5;  // LSTM: the state is c
   const Rows<T> at(p.s, range);
   const int64_t n = at.n;
   const auto rest = [&](int64_t r, int64_t t) {
@@ -21,8 +20,7 @@ void gated_forward_jvp_run(const GatedForwardJvp<T>& p, RowRange range, const T*
                        [&](int64_t r, int64_t t, const T* product, T* carry, T* state) __attribute__((always_inline)) {
                          T *dy = at.at(p.dy, r, t), *daux = at.at(p.daux, r, t, A);
                          const T *du = at.at(p.du, r, t, 4), *aux = at.at(p.aux, r, t, A);
-                         const T* before = at.batch(p.before, r);
-                         if (t > 0) before = kState ? at.at(p.aux, r, t - 1, A) + 4 * n : at.at(p.y, r, t - 1);
+                         const T* before = state_before<Cell>(at, p.before, p.aux, p.y, r, t);
                          columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
                            constexpr bool F = decltype(full)::value;
                            V u[4], m[G], a[A], d[A];
@@ -50,7 +48,7 @@ void gated_backward_jvp_run(const GatedBackwardJvp<T>& p, RowRange range, const 
   using V = Vec<T>;
   using D = Dual<V>;
   constexpr int G = Cell::kGates, A = Cell::kAux;
-  constexpr bool kState = A == 5;
+  constexpr bool kState = Cell::kOwnState;
   const Rows<T> at(p.s, range);
   const int64_t n = at.n, ld = gated_stride<T>(n, 1), wide = gated_stride<T>(n, G);
   T* kept = scratch;                  // (rows, ld): tangent of what the state's own path hands back
@@ -69,11 +67,8 @@ void gated_backward_jvp_run(const GatedBackwardJvp<T>& p, RowRange range, const 
       const bool first = t == at.length[r] - 1;
       const T *dgy = at.at(p.dgy, r, t), *aux = at.at(p.aux, r, t, A), *daux = at.at(p.daux, r, t, A);
       const T *dgh_n = first ? at.batch(p.dgh_n, r) : nullptr, *dgc_n = first ? at.batch(p.dgc_n, r) : nullptr;
-      const T *before = at.batch(p.before, r), *dbefore = at.batch(p.dbefore, r);
-      if (t > 0) {
-        before = kState ? at.at(p.aux, r, t - 1, A) + 4 * n : at.at(p.y, r, t - 1);
-        dbefore = kState ? at.at(p.daux, r, t - 1, A) + 4 * n : at.at(p.dy, r, t - 1);
-      }
+      const T* before = state_before<Cell>(at, p.before, p.aux, p.y, r, t);
+      const T* dbefore = state_before<Cell>(at, p.dbefore, p.daux, p.dy, r, t);
       const T *lam = at.at(p.lam, r, t), *to_c = at.at(p.to_c, r, t);
       columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
         constexpr bool F = decltype(full)::value;

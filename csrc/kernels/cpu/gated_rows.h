@@ -13,6 +13,7 @@ namespace RX_NS {
 // (`kept`), and makes the gradients `delta` and what W is applied to.
 struct Gru {
   static constexpr int kGates = 3, kAux = 4;
+  static constexpr bool kOwnState = false;  // the state is the output
   template <class V>
   static RX_FN V forward(const V* pre, const V* product, V bias, V& state, V* aux) {
     const GruValue<V> out = gru_value(pre[0] + product[0], pre[1] + product[1], pre[2], product[2] + bias, state);
@@ -47,6 +48,7 @@ struct Gru {
 
 struct Lstm {
   static constexpr int kGates = 4, kAux = 5;
+  static constexpr bool kOwnState = true;  // c, the last of the values kept
   template <class V>
   static RX_FN V forward(const V* pre, const V* product, V, V& state, V* aux) {
     const LstmValue<V> out =
@@ -84,6 +86,14 @@ struct Lstm {
 template <class T>
 int64_t gated_stride(int64_t n, int64_t wide) {
   return scratch_stride<T>(wide * n + lanes<Vec<T>>());
+}
+
+// The state of row r before step t, or its tangent: the first one, else what `aux` (LSTM) or `y` (GRU) keeps of the last step.
+template <class Cell, class T>
+const T* state_before(const Rows<T>& at, const In<T>& first, const In<T>& aux, const In<T>& y, int64_t r, int64_t t) {
+  if (t == 0) return at.batch(first, r);
+  if (Cell::kOwnState) return at.at(aux, r, t - 1, Cell::kAux) + (Cell::kAux - 1) * at.n;
+  return at.at(y, r, t - 1);
 }
 
 // Steps through time of a tile, from the first to the last: a product of the carry (n) with W for all gates, then `step(r, t,

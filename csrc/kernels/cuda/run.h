@@ -89,13 +89,13 @@ template <class Step>
 const char* run(const char* name, const typename Step::Params& p, const Launch<typename Step::Element>& launch, bool vec) {
   if (const char* error = last_error()) return error_of("a CUDA call before this one", error);
   if (launch.strategy == Strategy::Stepwise) return run_stepwise<Step>(name, p, launch, vec);
-  using E = typename Step::Element;
-  const int rows = tile_rows(launch.card, sizeof(E), sizeof(typename Step::T), p.s.L * p.s.B);
-  if constexpr (sizeof(E) != 2) {
-    if (rows == kRowsMin) return run_persistent<Step, kRowsMin>(name, p, launch, vec);
+  constexpr int64_t weight = sizeof(typename Step::Element);
+  if constexpr (fixed_tile(weight) != 0) {
+    return run_persistent<Step, fixed_tile(weight)>(name, p, launch, vec);
+  } else {
+    if (tile_rows(launch.card, weight, p.s.L * p.s.B) == kRowsMin) return run_persistent<Step, kRowsMin>(name, p, launch, vec);
+    return run_persistent<Step, kRowsMax>(name, p, launch, vec);
   }
-  if constexpr (sizeof(E) != 8) return run_persistent<Step, kRowsMax>(name, p, launch, vec);
-  return error_of(name, "no tile of this size");
 }
 
 }  // namespace cuda

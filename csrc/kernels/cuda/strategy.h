@@ -56,10 +56,14 @@ constexpr bool persistent_fits(const Card& card, int64_t n, int64_t gates, int64
   return persistent_threads(n) <= kThreadsMax && persistent_bytes(n, gates, weight, number, kRowsMax) <= card.shared;
 }
 
-// Rows of a tile, for weights of `weight` and sums of `number` bytes.
-constexpr int tile_rows(const Card& card, int64_t weight, int64_t number, int64_t rows) {
-  if (weight == 2) return kRowsMax;  // as tensor cores have it
-  return number == 4 && rows > static_cast<int64_t>(kRowsMin) * card.processors ? kRowsMax : kRowsMin;
+// Rows of every tile for weights of `weight` bytes, or 0 where the number of rows decides: in half precision as tensor cores
+// have it, in double as registers allow.
+constexpr int fixed_tile(int64_t weight) {
+  return weight == 2 ? kRowsMax : weight == 8 ? kRowsMin : 0;
+}
+constexpr int tile_rows(const Card& card, int64_t weight, int64_t rows) {
+  if (fixed_tile(weight)) return fixed_tile(weight);
+  return rows > static_cast<int64_t>(kRowsMin) * card.processors ? kRowsMax : kRowsMin;
 }
 
 // The rule: persistent wherever it fits, unless `asked` says otherwise. What was asked for and isn't there: Automatic.
