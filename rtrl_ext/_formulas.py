@@ -211,14 +211,18 @@ def with_lead(x: Tensor | None, dims: int) -> Tensor | None:
     return x if x is None or x.dim() == dims else x.unsqueeze(0)
 
 
-def lead_modulator(modulator: Tensor | None, like: Tensor) -> Tensor | None:
+def lead_modulator(
+    modulator: Tensor | None, like: Tensor, units: int | None = None
+) -> Tensor | None:
     """A third factor (T, B) or (T, B, n) as (1, T, B, 1|n), in dtype and device of ``like``.
 
-    ``like`` is (T, B, n) or has leading dimensions; ValueError for a modulator of another shape.
+    ``like`` is (T, B, n) or has leading dimensions (with ``units`` = n another last size);
+    ValueError for a modulator of another shape.
     """
     if modulator is None:
         return None
     steps, batch, n = like.shape[-3:]
+    n = n if units is None else units
     if modulator.shape not in ((steps, batch), (steps, batch, n)):
         raise ValueError(
             f"modulator has shape {tuple(modulator.shape)}; "

@@ -159,7 +159,7 @@ def _one_batch(
         with contextlib.nullcontext() if shared_own else _with_rule(modules, _EXACT):
             loss, leaves = _forward(problem, x, target)
         for i, (key, r) in enumerate(together.items()):
-            override = contextlib.nullcontext() if r is None else _state.override_rule(r.leaky)
+            override = contextlib.nullcontext() if r is None else _state.override_rule(r.policy)
             with override:
                 found[key] = _backward(loss, leaves, retain=i + 1 < len(together))
         del loss, leaves

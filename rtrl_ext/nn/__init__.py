@@ -2,6 +2,7 @@
 
 from .conversion import convert
 from .feedback_linear import FeedbackLinear
+from .gated import GRU, LSTM
 from .leaky_rnn import LeakyRNN
 
-__all__ = ["FeedbackLinear", "LeakyRNN", "convert"]
+__all__ = ["GRU", "LSTM", "FeedbackLinear", "LeakyRNN", "convert"]

@@ -40,6 +40,6 @@ class MDGL(Rule):
         super().check(cell, hidden_size)
         check_size(self.name, self.cell_types, hidden_size)
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
-        hop = leak.detach().unsqueeze(-1) * hop_weights(w, self._member)
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
+        hop = factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
         return {"policy": HOP, "transport": hop, "mu": 0.0}

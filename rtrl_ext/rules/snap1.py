@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import DIAGONAL, Rule, register
+from .base import DIAGONAL, EVERY_CELL, Rule, register
 
 
 @register
@@ -17,8 +17,9 @@ class SnAp1(Rule):
     """
 
     name: ClassVar[str] = "snap1"
+    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Menick et al. 2021"
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         return {"policy": DIAGONAL}

@@ -79,7 +79,7 @@ class Wrapper(Rule):
         """
         raise NotImplementedError
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         raise ValueError(
             f"{self!r} changes the gradients of a whole layer and is no transport policy; "
             "use it as a module's rule"

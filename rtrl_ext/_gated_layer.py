@@ -1,0 +1,121 @@
+"""One differentiable layer of a cell with gates: its inputs, then the recurrence under a rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _combine, _state
+from ._cells import CELLS, Cell
+from ._dtypes import computed
+from ._layer import preactivation
+from ._recurrence import recurrence
+from .rules import BPTT, Rule
+from .rules.wrappers import Wrapper
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def connected(mask: Tensor | None, gates: int) -> Tensor | None:
+    """The mask (n, n) of a network for the weights of all gates, (gates n, n)."""
+    return mask if mask is None or gates == 1 else mask.repeat(gates, 1)
+
+
+def gated_layer(
+    name: str,
+    x: Tensor,
+    states: tuple[Tensor | None, ...],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    *,
+    drive: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    rule: Rule,
+    state: dict[str, Any] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Outputs ((R,) T, B, n) and final states ((R,) B, n) of one layer; arguments already checked.
+
+    name: a key of `CELLS`, with G gates. x ((R,) T, B, m); states ((R,) B, n) or None for zeros;
+    weights ((R,) G n, m) and ((R,) G n, n), biases ((R,) G n), drive ((R,) T, B, G n); mask (n, n).
+    Half-precision arguments are computed with state and sums in float32. ``state`` keeps what a
+    stateful rule remembers between calls.
+    """
+    cell = CELLS[name]
+    if isinstance(rule, Wrapper):
+        if _state.exact_enabled():
+            rule = BPTT()
+        else:
+            parameters = dict(zip(NAMES, (weight_ih, weight_hh, bias_ih, bias_hh), strict=True))
+            return _wrapped(
+                cell, x, states, parameters, rule, {} if state is None else state,
+                drive=drive, mask=mask, lengths=lengths,
+            )  # fmt: skip
+    dtype = x.dtype
+    wide = computed(dtype)
+    if wide != dtype:
+        x, weight_ih, weight_hh = (t.to(wide) for t in (x, weight_ih, weight_hh))
+        bias_ih, bias_hh, drive = (None if t is None else t.to(wide) for t in (bias_ih, bias_hh, drive))
+        states = tuple(None if s is None else s.to(wide) for s in states)
+    n = weight_hh.shape[-1]
+    bias, units = cell.biases(bias_ih, bias_hh, n, weight_hh)
+    pre = preactivation(x, weight_ih, bias, None, drive)
+    gates = connected(mask, cell.gates)
+    w = weight_hh if gates is None else torch.where(gates, weight_hh, 0.0)
+    batch = x.shape[-2]
+    initial = [pre.new_zeros(batch, n) if s is None else s for s in states]
+    single = pre.dim() == 3 and w.dim() == 2 and all(s.dim() == 2 for s in initial)
+    spec = rule.policy(w.detach(), w.new_ones(n))
+    y, finals = recurrence(
+        cell,
+        _lead(pre, 4),
+        _lead(w, 3),
+        [_lead(u, 2) for u in units],
+        [_lead(s, 3) for s in initial],
+        lengths=lengths,
+        **spec,
+    )
+    if single and all(u.dim() == 1 for u in units):
+        y, finals = y.squeeze(0), tuple(s.squeeze(0) for s in finals)
+    return y.to(dtype), tuple(s.to(dtype) for s in finals)
+
+
+def _lead(x: Tensor, rank: int) -> Tensor:
+    return x if x.dim() == rank else x.unsqueeze(0)
+
+
+def _wrapped(
+    cell: Cell,
+    x: Tensor,
+    states: tuple[Tensor | None, ...],
+    parameters: dict[str, Tensor | None],
+    rule: Wrapper,
+    state: dict[str, Any],
+    *,
+    drive: Tensor | None,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A layer under a wrapper: one run for the rule inside and one for each reference.
+
+    Only the first hands gradients to ``x``, ``states`` and ``drive``.
+    """
+    copies = _combine.fork(rule, state, connected(mask, cell.gates), parameters)
+    inside = state.setdefault("inside", {"layer": state.get("layer", 0)})
+    fixed: dict[str, Any] = {"mask": mask, "lengths": lengths}
+    results = [
+        gated_layer(
+            cell.name, x, states, **copies[0], **fixed, drive=drive, rule=rule.rule, state=inside
+        )
+    ]
+    fixed["drive"] = None if drive is None else drive.detach()
+    start = tuple(None if s is None else s.detach() for s in states)
+    for copy, reference in zip(copies[1:], rule.references(), strict=True):
+        results.append(gated_layer(cell.name, x.detach(), start, **copy, **fixed, rule=reference))
+    if len(results) == 1:
+        return results[0]
+    ys, finals = zip(*results, strict=True)
+    joined = tuple(_combine.Join.apply(*each) for each in zip(*finals, strict=True))
+    return _combine.Join.apply(*ys), joined
