@@ -40,6 +40,7 @@ struct GatedBackward {
   GatedCell cell;
   Transport transport;  // Full, Local, Diagonal
   int64_t window;       // cut every `window` steps counted from the end, 0 = never
+  double decay;         // Local: filter of the signal gy, gh_n
   In<T> gy;             // (L|1, T, B, n) or null
   In<T> gh_n, gc_n;     // (L|1, B, n) or null
   In<T> y;              // (L|1, T, B, n); null for LSTM

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(GatedCell cell, cons
                                                             const OptionalTensor& gh_n, const OptionalTensor& gc_n,
                                                             const OptionalTensor& y, const Tensor& aux, const Tensor& before,
                                                             const OptionalTensor& w, const OptionalTensor& lengths,
-                                                            int64_t policy, int64_t window, bool want_lam) {
+                                                            int64_t policy, int64_t window, double decay, bool want_lam) {
   STD_TORCH_CHECK(aux.dim() == 4, "aux must have 4 dimensions (L, T, B, values * n)");
   STD_TORCH_CHECK(policy >= 0 && policy <= 2, "policy must be 0 (full), 1 (local) or 2 (diagonal)");
   STD_TORCH_CHECK(policy == 1 || w, "w is needed by every policy but 1");
@@ -77,6 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(GatedCell cell, cons
                              cell,
                              transport,
                              window,
+                             decay,
                              args.in<T>(gy),
                              args.in<T>(gh_n),
                              args.in<T>(gc_n),
@@ -192,9 +193,10 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& pre, const Tensor& 
 }
 std::tuple<Tensor, Tensor, Tensor> gru_backward(const OptionalTensor& gy, const OptionalTensor& gs_n, const Tensor& y,
                                                 const Tensor& aux, const Tensor& h0, const OptionalTensor& w,
-                                                const OptionalTensor& lengths, int64_t policy, int64_t window, bool want_lam) {
+                                                const OptionalTensor& lengths, int64_t policy, int64_t window, double decay,
+                                                bool want_lam) {
   auto [delta, gh0, none, lam, none_either] =
-      backward(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window, want_lam);
+      backward(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window, decay, want_lam);
   return {delta, gh0, lam};
 }
 std::tuple<Tensor, Tensor, Tensor> gru_forward_jvp(const Tensor& du, const Tensor& dh0, const Tensor& y, const Tensor& aux,
@@ -219,8 +221,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(const OptionalT
                                                                  const OptionalTensor& gc_n, const Tensor& aux,
                                                                  const Tensor& c0, const OptionalTensor& w,
                                                                  const OptionalTensor& lengths, int64_t policy, int64_t window,
-                                                                 bool want_lam) {
-  return backward(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window, want_lam);
+                                                                 double decay, bool want_lam) {
+  return backward(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window, decay, want_lam);
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_forward_jvp(const Tensor& du, const Tensor& dh0, const Tensor& dc0,
                                                             const Tensor& aux, const Tensor& c0, const Tensor& w,
@@ -242,7 +244,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
   m.def("gru_forward(Tensor pre, Tensor h0, Tensor w, Tensor b_hn, Tensor? lengths) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gru_backward(Tensor? gy, Tensor? gs_n, Tensor y, Tensor aux, Tensor h0, Tensor? w, Tensor? lengths, int policy, "
-      "int window, bool want_lam) -> (Tensor, Tensor, Tensor)");
+      "int window, float decay, bool want_lam) -> (Tensor, Tensor, Tensor)");
   m.def(
       "gru_forward_jvp(Tensor du, Tensor dh0, Tensor y, Tensor aux, Tensor h0, Tensor w, Tensor? lengths) "
       "-> (Tensor, Tensor, Tensor)");
@@ -252,7 +254,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext, m) {
   m.def("lstm_forward(Tensor pre, Tensor h0, Tensor c0, Tensor w, Tensor? lengths) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "lstm_backward(Tensor? gy, Tensor? gh_n, Tensor? gc_n, Tensor aux, Tensor c0, Tensor? w, Tensor? lengths, int policy, "
-      "int window, bool want_lam) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int window, float decay, bool want_lam) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "lstm_forward_jvp(Tensor du, Tensor dh0, Tensor dc0, Tensor aux, Tensor c0, Tensor w, Tensor? lengths) "
       "-> (Tensor, Tensor, Tensor, Tensor)");

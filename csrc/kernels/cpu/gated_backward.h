@@ -13,7 +13,7 @@ class GatedBackwardRun {
   const GatedBackward<T>& p_;
   const Rows<T> at_;
   const int64_t n_, ld_, wide_;
-  T *kept_, *product_, *carry_, *own_;  // (rows, ld) twice, (rows, wide) twice
+  T *kept_, *product_, *carry_, *own_;  // (rows, ld) twice, (rows, wide) twice; Local: the signal in `own_`
 
  public:
   GatedBackwardRun(const GatedBackward<T>& p, RowRange range, T* scratch)
@@ -79,6 +79,8 @@ class GatedBackwardRun {
     const T *gh_n = first ? at_.batch(p_.gh_n, r) : nullptr, *gc_n = first ? at_.batch(p_.gc_n, r) : nullptr;
     const T* before = state_before<Cell>(at_, p_.before, p_.aux, p_.y, r, t);
     T *delta = at_.at(p_.delta, r, t, 4), *carry = carry_ + r * wide_, *kept = kept_ + r * ld_;
+    T* filtered = own_ + r * wide_;
+    const T decay = static_cast<T>(p_.decay);
     T *kept_lam = at_.at(p_.lam, r, t), *kept_to_c = at_.at(p_.to_c, r, t);
     columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
       constexpr bool F = decltype(full)::value;
@@ -87,8 +89,15 @@ class GatedBackwardRun {
         lam = transported(r, j);
         from_next = load<V>(kept + j);
       }
-      if (gy) lam += read<F, V>(gy + j, count);
-      if (gh_n) lam += read<F, V>(gh_n + j, count);
+      V signal = gy ? read<F, V>(gy + j, count) : V{};
+      if (gh_n) signal += read<F, V>(gh_n + j, count);
+      if constexpr (P == Transport::Local) {
+        if (decay != 0) {
+          if (!first) signal += decay * load<V>(filtered + j);
+          store<V>(filtered + j, signal);
+        }
+      }
+      lam += signal;
       const V last = gc_n ? read<F, V>(gc_n + j, count) : V{};
       for (int k = 0; k < A; ++k) a[k] = read<F, V>(aux + k * n_ + j, count);
       if (kept_lam) write<F, V>(kept_lam + j, kState ? lam : lam + from_next, count);
