@@ -57,7 +57,9 @@ def gated_layer(
     wide = computed(dtype)
     if wide != dtype:
         x, weight_ih, weight_hh = (t.to(wide) for t in (x, weight_ih, weight_hh))
-        bias_ih, bias_hh, drive = (None if t is None else t.to(wide) for t in (bias_ih, bias_hh, drive))
+        bias_ih, bias_hh, drive = (
+            None if t is None else t.to(wide) for t in (bias_ih, bias_hh, drive)
+        )
         states = tuple(None if s is None else s.to(wide) for s in states)
     n = weight_hh.shape[-1]
     bias, units = cell.biases(bias_ih, bias_hh, n, weight_hh)

@@ -1,10 +1,10 @@
-"""Any cell's recurrence as a chain of autograd Functions: right under every ``torch.func`` transform.
+"""Any cell's recurrence as autograd Functions that are right under every ``torch.func`` transform.
 
-``Forward`` -> ``Backward`` (its reverse mode) and ``ForwardJvp`` (its forward mode); ``Backward`` ->
-``BackwardJvp`` (forward over reverse), and both tangents for reverse over reverse: with F(θ) the
-forward pass and c the cotangent of the gradient ``g F'(θ)``, the derivative by g is the tangent of F
-in the direction c, and the derivative by θ, since second derivatives are symmetric, the tangent of
-the gradient in the direction c. So a cell needs its four kernels and nothing else.
+``Forward`` -> ``Backward`` (its reverse mode) and ``ForwardJvp`` (its forward mode); ``Backward``
+-> ``BackwardJvp`` (forward over reverse), and both tangents for reverse over reverse: with F(θ) the
+forward pass and c the cotangent of the gradient ``g F'(θ)``, the derivative by g is the tangent of
+F in the direction c, and the derivative by θ, since second derivatives are symmetric, the tangent
+of the gradient in the direction c. So a cell needs its four kernels and nothing else.
 
 θ is (pre, w, units, states). ``Backward`` takes y and what was kept beside θ: in forward mode their
 tangents are there already; in reverse mode everything goes to θ. ``pre`` itself is never read; a
@@ -47,7 +47,7 @@ def zeros(x: Tensor) -> Tensor:
 
 def _or_zeros(tangents: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> Grads:
     return tuple(
-        (None if x is None or x.dim() == 1 and t is None else zeros(x)) if t is None else t
+        (None if x is None or x.dim() == 1 else zeros(x)) if t is None else t
         for t, x in zip(tangents, like, strict=True)
     )
 
@@ -84,7 +84,7 @@ class Forward(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Grads:
         cell = CELLS[ctx.name]
-        lengths, transport, modulator, pre, p = _saved(ctx)
+        _, transport, modulator, pre, p = _saved(ctx)
         gy, finals, _ = split(grads, 1, cell.num_states)
         out = gradients(
             cell, p, pre, (gy[0], finals), ctx.needs_input_grad[6:], ctx.rule, transport, modulator
@@ -208,7 +208,7 @@ class Backward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         name, options, rule, lengths, _, handle, w, _, gy, *rest = inputs
         cell = CELLS[name]
-        finals, theta = split(rest, cell.num_states)
+        _, theta = split(rest, cell.num_states)
         delta, _, lams = split(output, 1, cell.num_states)
         tensors = (lengths, w, *theta, *delta, *lams)
         ctx.save_for_backward(*tensors)
@@ -315,9 +315,7 @@ class ForwardJvp(_Tangent):
     def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
         name, options, lengths, du, w, y, *rest = args
         cell = CELLS[name]
-        units, states, kept, dstates = split(
-            rest, cell.num_units, cell.num_states, cell.num_kept
-        )
+        units, states, kept, dstates = split(rest, cell.num_units, cell.num_states, cell.num_kept)
         p = Pass(w, units, states, y, kept, lengths, options)
         dy, dfinals, dkept = cell.forward_jvp(du, dstates, p)
         return dy, *dfinals, *dkept

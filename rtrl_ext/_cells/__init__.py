@@ -1,4 +1,4 @@
-"""Descriptions of the recurrent cells that share ``_recurrence``, by the name of their operations."""
+"""The recurrent cells that share ``_recurrence``, by the name of their operations."""
 
 from .base import Adjoints, Cell, Pass
 from .gru import GRU

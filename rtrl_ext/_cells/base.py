@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _kernels
 from .._formulas import Rule, Written, shifted, weight_gradient
 
+
 def lead_of(*tensors: Tensor | None) -> Any:
     """The common leading size, among sizes that are L or 1."""
     for x in tensors:
@@ -115,9 +116,7 @@ class Cell:
         """One backward recursion; ``transport`` is the recurrent weight or a rule's own matrix."""
         raise NotImplementedError
 
-    def forward_jvp(
-        self, du: Tensor, dstates: Maybe, p: Pass
-    ) -> tuple[Tensor, Tensors, Tensors]:
+    def forward_jvp(self, du: Tensor, dstates: Maybe, p: Pass) -> tuple[Tensor, Tensors, Tensors]:
         """Tangents of outputs, final states and values kept; du (L, T, B, parts n)."""
         raise NotImplementedError
 

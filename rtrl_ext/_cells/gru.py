@@ -55,9 +55,7 @@ class GRU(Cell):
         )  # fmt: skip
         return Adjoints(delta, (gh0,), (lam,))
 
-    def forward_jvp(
-        self, du: Tensor, dstates: Maybe, p: Pass
-    ) -> tuple[Tensor, Tensors, Tensors]:
+    def forward_jvp(self, du: Tensor, dstates: Maybe, p: Pass) -> tuple[Tensor, Tensors, Tensors]:
         dy, daux, dh_n = self.op("forward_jvp")(
             du, dstates[0], p.y, p.kept[0], p.states[0], p.w, p.lengths
         )

@@ -48,9 +48,7 @@ class LSTM(Cell):
         )  # fmt: skip
         return Adjoints(delta, (gh0, gc0), (lam, to_c))
 
-    def forward_jvp(
-        self, du: Tensor, dstates: Maybe, p: Pass
-    ) -> tuple[Tensor, Tensors, Tensors]:
+    def forward_jvp(self, du: Tensor, dstates: Maybe, p: Pass) -> tuple[Tensor, Tensors, Tensors]:
         dy, daux, *finals = self.op("forward_jvp")(
             du, *dstates, p.kept[0], p.states[1], p.w, p.lengths
         )

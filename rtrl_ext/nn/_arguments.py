@@ -67,8 +67,8 @@ def prepare(
 ) -> Arguments:
     """Check a recurrent module's arguments (TypeError, ValueError) and bring them into one layout.
 
-    ``h0`` is a tensor, or with several ``state_names`` a tuple of them. ``weight`` gives the expected dtype and device; ``any_dtype`` (autocast) allows other floating
-    dtypes.
+    ``h0`` is a tensor, or with several ``state_names`` a tuple of them. ``weight`` gives the
+    expected dtype and device; ``any_dtype`` (autocast) allows other floating dtypes.
     """
     packed = None
     if isinstance(x, PackedSequence):

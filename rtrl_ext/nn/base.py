@@ -203,12 +203,10 @@ class RecurrentBase(TorchChecks, nn.Module):
             args.drive = [None if d is None else d.to(half) for d in args.drive]
             with torch.autocast(weight.device.type, enabled=False):
                 output, finals = self._run(args, rule, seed)
-        output, finals = args.results(output, finals)
-        return output, finals[0] if self.state_names == ("h0",) else finals
+        result, finals = args.results(output, finals)
+        return result, finals[0] if self.state_names == ("h0",) else finals
 
-    def _run(
-        self, args: Any, rule: Rule, seed: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, args: Any, rule: Rule, seed: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, each = args.x, []
         for layer in range(self.num_layers):
             states = None if args.states is None else tuple(s[layer] for s in args.states)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ._table import Table
+
 if TYPE_CHECKING:
     from .._adjoint import Adjoint
 
@@ -208,13 +210,15 @@ def _literal(text: str) -> Any:
         return text
 
 
-def table() -> list[dict[str, Any]]:
+def table() -> Table:
     """Every rule: name, aliases, parameters, cells, modes, cost, source.
 
-    One dict a rule, in the order of the documentation. ``cost`` counts the multiplications and
-    additions of the backward pass per time step, for batch B, n hidden units, m inputs.
+    A list of one dict a rule, in the order of the documentation, which prints as a matrix of rules
+    and cells. ``cost`` counts the multiplications and additions of the backward pass per time step,
+    for batch B, n hidden units, m inputs and one gate; a cell with G gates takes G times as many.
+    A rule around another goes with the cells of the rule inside.
     """
-    return [
+    return Table(
         {
             "name": getattr(cls, "name", "custom"),
             "aliases": list(cls.aliases),
@@ -225,7 +229,7 @@ def table() -> list[dict[str, Any]]:
             "source": cls.source,
         }
         for cls in _classes
-    ]
+    )
 
 
 def check_number(rule: str, name: str, value: Any, low: float, high: float, expected: str) -> float:
