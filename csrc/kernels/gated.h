@@ -17,21 +17,26 @@ constexpr int64_t kept_values(GatedCell cell) {
 struct GatedShape {
   int64_t L, T, B, n;
   const int64_t* lengths;  // (B,) or null: row b is active for t < lengths[b]
+  int64_t begin, end;      // the steps of this call, and whether it goes on where another one ended; see LeakyShape
+  bool resume;
 };
 
 template <class T>
 struct GatedForward {
   GatedShape s;
   GatedCell cell;
-  In<T> pre;   // (L|1, T, B, G n)
-  In<T> h0;    // (L|1, B, n)
-  In<T> c0;    // (L|1, B, n); null for GRU
-  In<T> w;     // (L|1, G n, n), row = postsynaptic
-  In<T> bias;  // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
-  T* y;        // (L, T, B, n)
-  T* aux;      // (L, T, B, kept_values n)
-  T* h_n;      // (L, B, n)
-  T* c_n;      // (L, B, n); null for GRU
+  In<T> pre;  // (L|1, T, B, G n), or with `in_place` in the first G n columns of aux's rows
+  bool in_place;
+  In<T> drive;        // (L|1, T, B, G n) or null, added to pre
+  const T* pre_bias;  // (G n) or null, added to pre
+  In<T> h0;           // (L|1, B, n) or null: zeros
+  In<T> c0;           // (L|1, B, n) or null: zeros; GRU: null
+  In<T> w;            // (L|1, G n, n), row = postsynaptic
+  In<T> bias;         // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
+  T* y;               // (L, T, B, n)
+  T* aux;             // (L, T, B, kept_values n)
+  T* h_n;             // (L, B, n)
+  T* c_n;             // (L, B, n); null for GRU
 };
 
 template <class T>
@@ -45,13 +50,18 @@ struct GatedBackward {
   In<T> gh_n, gc_n;     // (L|1, B, n) or null
   In<T> y;              // (L|1, T, B, n); null for LSTM
   In<T> aux;            // (L|1, T, B, kept_values n)
-  In<T> before;         // (L|1, B, n): GRU h0, LSTM c0
+  In<T> before;         // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
   In<T> w;              // (L|1, G n, n); null for Local
-  T* delta;             // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m
-  T* gh0;               // (L, B, n)
-  T* gc0;               // (L, B, n); null for GRU
-  T* lam;               // (L, T, B, n) or null: adjoint of h
-  T* to_c;              // (L, T, B, n) or null; LSTM: what reaches c from later steps
+  // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m. With `part` those of this call's steps and of
+  // the tile's rows alone, (end - begin, rows, delta_row).
+  T* delta;
+  bool part;
+  int64_t delta_row;  // numbers between rows of delta, at least 4 n
+  T* bias;            // (tiles, 4 n) or null: each tile adds its sum of delta over rows and steps
+  T* gh0;             // (L, B, n) or null, written by the call that covers step 0
+  T* gc0;             // (L, B, n); null for GRU
+  T* lam;             // (L, T, B, n) or null: adjoint of h
+  T* to_c;            // (L, T, B, n) or null; LSTM: what reaches c from later steps
 };
 
 // Tangents of the forward pass.
@@ -59,12 +69,16 @@ template <class T>
 struct GatedForwardJvp {
   GatedShape s;
   GatedCell cell;
-  In<T> du;      // (L|1, T, B, 4 n): of what enters beside W dh'; LSTM: the pre-activations; GRU: of r, z, q, and of m
-  In<T> dh0;     // (L|1, B, n)
-  In<T> dc0;     // (L|1, B, n); null for GRU
+  // (L|1, T, B, 4 n): of what enters beside W dh'; LSTM: the pre-activations; GRU: of r, z, q, and of m. With `in_place` in
+  // the first 4 n columns of daux's rows.
+  In<T> du;
+  bool in_place;
+  In<T> dbias;   // (L|1, 4 n) or null, added to du
+  In<T> dh0;     // (L|1, B, n) or null: zeros
+  In<T> dc0;     // (L|1, B, n) or null: zeros; GRU: null
   In<T> y;       // (L|1, T, B, n); null for LSTM
   In<T> aux;     // (L|1, T, B, kept_values n)
-  In<T> before;  // (L|1, B, n): GRU h0, LSTM c0
+  In<T> before;  // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
   In<T> w;       // (L|1, G n, n)
   T* dy;         // (L, T, B, n)
   T* daux;       // (L, T, B, kept_values n)
@@ -77,15 +91,16 @@ template <class T>
 struct GatedBackwardJvp {
   GatedShape s;
   GatedCell cell;
+  bool part;              // dgy and ddelta are (L, end - begin, B, ..), the steps of this call alone
   In<T> dgy;              // (L|1, T, B, n), includes what delta_{t+1} sends through dW
   In<T> dgh_n, dgc_n;     // (L|1, B, n) or null
   In<T> y, dy;            // (L|1, T, B, n); null for LSTM
   In<T> aux, daux;        // (L|1, T, B, kept_values n)
-  In<T> before, dbefore;  // (L|1, B, n): GRU h0, LSTM c0
+  In<T> before, dbefore;  // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
   In<T> lam, to_c;        // (L|1, T, B, n); to_c null for GRU
   In<T> w;                // (L|1, G n, n)
   T* ddelta;              // (L, T, B, 4 n)
-  T* dgh0;                // (L, B, n)
+  T* dgh0;                // (L, B, n) or null, written by the call that covers step 0
   T* dgc0;                // (L, B, n); null for GRU
 };
 

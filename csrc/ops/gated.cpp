@@ -31,12 +31,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(GatedCell cell, const Tensor&
     torch::stable::zero_(c_n);
   }
   if (h_n.numel() == 0 || T_ == 0) return {y, aux, h_n, c_n};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   with_dtype(pre.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const GatedForward<T> p{shape,          cell,          args.in<T>(pre),  args.in<T>(h0),
-                            args.in<T>(c0), args.in<T>(w), args.in<T>(bias), out<T>(y),
-                            out<T>(aux),    out<T>(h_n),   out<T>(c_n)};
+    const GatedForward<T> p{shape,     cell,           args.in<T>(pre), false,         In<T>{},
+                            nullptr,   args.in<T>(h0), args.in<T>(c0),  args.in<T>(w), args.in<T>(bias),
+                            out<T>(y), out<T>(aux),    out<T>(h_n),     out<T>(c_n)};
     Tiles<T>(L, B, p.w, w.size(0), n, G * n, true, scratch<T>(n), false).run(p, gated_kernels<T>().forward);
   });
   return {y, aux, h_n, c_n};
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(GatedCell cell, cons
   Tensor lam = want_lam ? make(aux, {L, T_, B, n}) : make(aux, {0});
   Tensor to_c = want_lam && lstm ? make(aux, {L, T_, B, n}) : make(aux, {0});
   if (gh0.numel() == 0 || T_ == 0) return {delta, gh0, gc0, lam, to_c};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   with_dtype(aux.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const GatedBackward<T> p{shape,
@@ -86,6 +86,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(GatedCell cell, cons
                              args.in<T>(before),
                              args.in<T>(weight),
                              out<T>(delta),
+                             false,
+                             4 * n,
+                             nullptr,
                              out<T>(gh0),
                              out<T>(gc0),
                              out<T>(lam),
@@ -119,12 +122,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_jvp(GatedCell cell, const Ten
     torch::stable::zero_(dc_n);
   }
   if (dh_n.numel() == 0 || T_ == 0) return {dy, daux, dh_n, dc_n};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   with_dtype(du.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const GatedForwardJvp<T> p{shape,           cell,          args.in<T>(du),  args.in<T>(dh0),
-                               args.in<T>(dc0), args.in<T>(y), args.in<T>(aux), args.in<T>(before),
-                               args.in<T>(w),   out<T>(dy),    out<T>(daux),    out<T>(dh_n),
+    const GatedForwardJvp<T> p{shape,           cell,
+                               args.in<T>(du),  false,
+                               In<T>{},         args.in<T>(dh0),
+                               args.in<T>(dc0), args.in<T>(y),
+                               args.in<T>(aux), args.in<T>(before),
+                               args.in<T>(w),   out<T>(dy),
+                               out<T>(daux),    out<T>(dh_n),
                                out<T>(dc_n)};
     Tiles<T>(L, B, p.w, w.size(0), n, G * n, true, scratch<T>(n), false).run(p, gated_kernels<T>().forward_jvp);
   });
@@ -161,11 +168,12 @@ std::tuple<Tensor, Tensor, Tensor> backward_jvp(GatedCell cell, const Tensor& dg
   Tensor ddelta = make(dgy, {L, T_, B, 4 * n}), dgh0 = make(dgy, {L, B, n});
   Tensor dgc0 = lstm ? make(dgy, {L, B, n}) : make(dgy, {0});
   if (dgh0.numel() == 0 || T_ == 0) return {ddelta, dgh0, dgc0};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   with_dtype(dgy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const GatedBackwardJvp<T> p{shape,
                                 cell,
+                                false,
                                 args.in<T>(dgy),
                                 args.in<T>(dgh_n),
                                 args.in<T>(dgc_n),
