@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _combine, _state
+from . import _combine, _gated_fused, _state
+from ._autograd import in_transform
 from ._cells import CELLS, Cell
 from ._dtypes import computed
 from ._layer import preactivation
 from ._recurrence import recurrence
+from .reference.leaky_rnn import FULL
 from .rules import BPTT, Rule
 from .rules.wrappers import Wrapper
 
@@ -62,14 +64,19 @@ def gated_layer(
         )
         states = tuple(None if s is None else s.to(wide) for s in states)
     n = weight_hh.shape[-1]
-    bias, units = cell.biases(bias_ih, bias_hh, n, weight_hh)
-    pre = preactivation(x, weight_ih, bias, None, drive)
     gates = connected(mask, cell.gates)
     w = weight_hh if gates is None else torch.where(gates, weight_hh, 0.0)
+    spec = rule.policy(w.detach(), w.new_ones(n))
+    theta = (x, weight_ih, bias_ih, bias_hh, *states, *(None,) * (2 - len(states)), w)
+    exact = _state.exact_enabled() or (spec["policy"] == FULL and not spec.get("window"))
+    if (exact or not in_transform()) and _gated_fused.available(theta, drive):
+        y, finals = _gated_fused.layer(name, theta, drive, lengths, spec)
+        return y.to(dtype), tuple(s.to(dtype) for s in finals)
+    bias, units = cell.biases(bias_ih, bias_hh, n, weight_hh)
+    pre = preactivation(x, weight_ih, bias, None, drive)
     batch = x.shape[-2]
     initial = [pre.new_zeros(batch, n) if s is None else s for s in states]
     single = pre.dim() == 3 and w.dim() == 2 and all(s.dim() == 2 for s in initial)
-    spec = rule.policy(w.detach(), w.new_ones(n))
     y, finals = recurrence(
         cell,
         _lead(pre, 4),

@@ -28,8 +28,8 @@ THIRD_ORDER = (
     "a recurrent cell has first and second derivatives (reverse, forward, forward over reverse, "
     "reverse over reverse); this call needs {what}, which it doesn't have"
 )
-_FORWARD = "the derivative of a tangent of the forward pass (third order, or reverse over forward)"
-_BACKWARD = "the derivative of a tangent of the backward pass (third order)"
+FORWARD = "the derivative of a tangent of the forward pass (third order, or reverse over forward)"
+BACKWARD = "the derivative of a tangent of the backward pass (third order)"
 
 
 def split(items: Sequence[Any], *sizes: int) -> list[tuple[Any, ...]]:
@@ -322,11 +322,11 @@ class ForwardJvp(_Tangent):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        raise RuntimeError(THIRD_ORDER.format(what=_FORWARD))
+        raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(THIRD_ORDER.format(what=_FORWARD))
+        raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
@@ -351,11 +351,11 @@ class BackwardJvp(_Tangent):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        raise RuntimeError(THIRD_ORDER.format(what=_BACKWARD))
+        raise RuntimeError(THIRD_ORDER.format(what=BACKWARD))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(THIRD_ORDER.format(what=_BACKWARD))
+        raise RuntimeError(THIRD_ORDER.format(what=BACKWARD))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
