@@ -35,7 +35,7 @@ struct Arctan {
 
 template <class S>
 struct AlifShared {  // of all units
-  S v_th;
+  S v_th, per_v_th;
   S height;  // gamma / v_th, psi at the threshold
   S pi;
   S spiked;     // counter after a spike: refractory steps + 1
@@ -67,7 +67,7 @@ RX_FN S alif_value(S u, AlifState<S>& state, const AlifUnit<S>& unit, const Alif
     threshold = threshold + unit.beta * state.a;
   }
   const S above = state.v - threshold;
-  S psi = all.height * Surrogate::value(above / all.v_th, all.pi);
+  S psi = all.height * Surrogate::value(above * all.per_v_th, all.pi);
   state.z = step(above);
   if (all.counts) {
     psi = state.count > 1 ? S{} : psi;

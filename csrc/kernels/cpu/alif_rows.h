@@ -12,6 +12,7 @@ template <class T>
 AlifShared<Vec<T>> alif_shared(const AlifShape& s, double gamma, int64_t refractory) {
   using V = Vec<T>;
   return {splat<V>(static_cast<T>(s.v_th)),
+          splat<V>(static_cast<T>(1 / s.v_th)),
           splat<V>(static_cast<T>(gamma / s.v_th)),
           splat<V>(static_cast<T>(3.14159265358979323846)),
           splat<V>(static_cast<T>(refractory + 1)),
