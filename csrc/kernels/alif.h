@@ -20,19 +20,19 @@ struct AlifForward {
   AlifShape s;
   double gamma;
   Surrogate surrogate;
-  int64_t refractory;    // steps of silence after a spike
-  In<T> pre;             // (L|1, T, B, n)
-  In<T> z0, v0, a0;      // (L|1, B, n)
-  In<T> count0;          // (L|1, B, n) or null: no refractory period
-  In<T> w;               // (L|1, n, n), row = postsynaptic
-  In<T> alpha;           // (L|1, n)
-  In<T> rho, beta;       // (L|1, n)
-  T* z;                  // (L, T, B, n)
-  T* psi;                // (L, T, B, n)
-  T* v;                  // (L, T, B, n) or null
-  T* a;                  // (L, T, B, n) or null
-  T *v_n, *a_n;          // (L, B, n)
-  T* count_n;            // (L, B, n) or null
+  int64_t refractory;  // steps of silence after a spike
+  In<T> pre;           // (L|1, T, B, n)
+  In<T> z0, v0, a0;    // (L|1, B, n)
+  In<T> count0;        // (L|1, B, n) or null: no refractory period
+  In<T> w;             // (L|1, n, n), row = postsynaptic
+  In<T> alpha;         // (L|1, n)
+  In<T> rho, beta;     // (L|1, n)
+  T* z;                // (L, T, B, n)
+  T* psi;              // (L, T, B, n)
+  T* v;                // (L, T, B, n) or null
+  T* a;                // (L, T, B, n) or null
+  T *v_n, *a_n;        // (L, B, n)
+  T* count_n;          // (L, B, n) or null
 };
 
 template <class T>

@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire units, with adaptive threshold (ALIF) or without (LIF), in plain PyTorch.
+"""Leaky integrate-and-fire units, ALIF (with adaptive threshold) and LIF, in plain PyTorch.
 
 Shapes as in ``leaky_rnn``: ``pre`` (L, T, B, n) is everything of the drive but the recurrent part;
 ``z0, v0, a0, count0`` (L, B, n) are the spikes, voltage, adaptation and refractory counter before

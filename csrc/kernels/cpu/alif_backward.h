@@ -109,8 +109,8 @@ class AlifBackwardRun {
       if (gv_n) in.last_v = read<F, V>(gv_n + j, count);
       if (Adapts && ga_n) in.last_a = read<F, V>(ga_n + j, count);
       const V spikes = zero ? read<F, V>(z + j, count) : V{}, voltage = zero ? read<F, V>(v + j, count) : V{};
-      const AlifAdjoint<V> out = alif_adjoint<P, Adapts>(read<F, V>(psi + j, count), spikes, voltage, in, mu_,
-                                                         row.template units<F>(j, count), all);
+      const AlifAdjoint<V> out =
+          alif_adjoint<P, Adapts>(read<F, V>(psi + j, count), spikes, voltage, in, mu_, row.template units<F>(j, count), all);
       write<F, V>(delta + j, out.delta, count);
       store<V>(dv_ + i, out.v);
       if constexpr (Adapts) store<V>(da_ + i, out.a);
@@ -129,9 +129,9 @@ class AlifBackwardRun {
     columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
       constexpr bool F = decltype(full)::value;
       const int64_t i = r * ld_ + j;
-      const AlifBefore<V> out = alif_before<P, Adapts>(
-          transported(i), load<V>(dv_ + i), Adapts ? load<V>(da_ + i) : V{}, read<F, V>(z0 + j, count),
-          read<F, V>(v0 + j, count), row.template units<F>(j, count), all_);
+      const AlifBefore<V> out =
+          alif_before<P, Adapts>(transported(i), load<V>(dv_ + i), Adapts ? load<V>(da_ + i) : V{}, read<F, V>(z0 + j, count),
+                                 read<F, V>(v0 + j, count), row.template units<F>(j, count), all_);
       write<F, V>(gz0 + j, out.z, count);
       write<F, V>(gv0 + j, out.v, count);
       if constexpr (Adapts) write<F, V>(ga0 + j, out.a, count);

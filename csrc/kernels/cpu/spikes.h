@@ -9,14 +9,14 @@
 namespace rx {
 namespace RX_NS {
 
-// Writes the lanes of z that differ from zero to `to`, each as j plus its number, and returns how many they are. Room for a whole
-// vector is needed.
+// Writes the lanes of z that differ from zero to `to`, each as j plus its number, and returns how many they are. Room for a
+// whole vector is needed.
 template <class V>
 RX_FN int64_t nonzero_lanes(V z, int32_t j, int32_t* to) {
 #if defined(__AVX512F__)
   uint32_t bits;
-  const __m512i lane = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                        _mm512_set1_epi32(j));
+  const __m512i lane =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(j));
   if constexpr (sizeof(z[0]) == 4) {
     bits = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NEQ_UQ);
   } else {
