@@ -9,6 +9,7 @@ enum class Reset : int64_t { Subtract = 0, Zero = 1 };
 
 struct AlifShape {
   int64_t L, T, B, n;
+  int64_t begin, end;      // 0 and T: a call covers all steps
   const int64_t* lengths;  // (B,) or null: row b is active for t < lengths[b]
   double v_th;
   bool scaling;  // the drive is multiplied by 1 - alpha

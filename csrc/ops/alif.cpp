@@ -12,7 +12,7 @@ AlifShape alif_shape(int64_t L, int64_t T, int64_t B, int64_t n, const int64_t* 
                      int64_t reset) {
   STD_TORCH_CHECK(std::isfinite(v_th) && v_th > 0, "v_th is " + std::to_string(v_th) + ", expected a positive number");
   STD_TORCH_CHECK(reset == 0 || reset == 1, "reset must be 0 (subtract) or 1 (zero)");
-  return {L, T, B, n, lengths, v_th, scaling, static_cast<Reset>(reset)};
+  return {L, T, B, n, 0, T, lengths, v_th, scaling, static_cast<Reset>(reset)};
 }
 
 void check_together(const OptionalTensor& rho, const OptionalTensor& beta) {
