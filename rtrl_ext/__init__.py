@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from . import study as study
     from . import tasks as tasks
     from ._state import exact_gradients as exact_gradients
+    from .nn import ALIF as ALIF
     from .nn import GRU as GRU
+    from .nn import LIF as LIF
     from .nn import LSTM as LSTM
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 # where the public names live; they are imported when first used
 _NAMES = {
+    "ALIF": "nn",
     "GRU": "nn",
+    "LIF": "nn",
     "LSTM": "nn",
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",

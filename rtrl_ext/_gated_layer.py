@@ -1,5 +1,7 @@
 """One differentiable layer of a cell with gates: its inputs, then the recurrence under a rule."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from . import _combine, _gated_fused, _state
 from ._autograd import in_transform
-from ._cells import CELLS, Cell
+from ._cells import CELLS
 from ._dtypes import computed
 from ._layer import preactivation
 from ._recurrence import recurrence
@@ -51,9 +53,9 @@ def gated_layer(
             rule = BPTT()
         else:
             parameters = dict(zip(NAMES, (weight_ih, weight_hh, bias_ih, bias_hh), strict=True))
-            return _wrapped(
-                cell, x, states, parameters, rule, {} if state is None else state,
-                drive=drive, mask=mask, lengths=lengths,
+            return under_wrapper(
+                partial(gated_layer, name, mask=mask, lengths=lengths), x, states, parameters, rule,
+                {} if state is None else state, connected(mask, cell.gates), drive,
             )  # fmt: skip
     dtype = x.dtype
     wide = computed(dtype)
@@ -95,34 +97,28 @@ def _lead(x: Tensor, rank: int) -> Tensor:
     return x if x.dim() == rank else x.unsqueeze(0)
 
 
-def _wrapped(
-    cell: Cell,
+def under_wrapper(
+    run: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
     x: Tensor,
     states: tuple[Tensor | None, ...],
     parameters: dict[str, Tensor | None],
     rule: Wrapper,
     state: dict[str, Any],
-    *,
-    drive: Tensor | None,
     mask: Tensor | None,
-    lengths: Tensor | None,
+    drive: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A layer under a wrapper: one run for the rule inside and one for each reference.
 
-    Only the first hands gradients to ``x``, ``states`` and ``drive``.
+    ``run(x, states, **parameters, drive=, rule=, state=)`` is the layer, ``mask`` that of its
+    recurrent weight. Only the first run hands gradients to ``x``, ``states`` and ``drive``.
     """
-    copies = _combine.fork(rule, state, connected(mask, cell.gates), parameters)
+    copies = _combine.fork(rule, state, mask, parameters)
     inside = state.setdefault("inside", {"layer": state.get("layer", 0)})
-    fixed: dict[str, Any] = {"mask": mask, "lengths": lengths}
-    results = [
-        gated_layer(
-            cell.name, x, states, **copies[0], **fixed, drive=drive, rule=rule.rule, state=inside
-        )
-    ]
-    fixed["drive"] = None if drive is None else drive.detach()
+    results = [run(x, states, **copies[0], drive=drive, rule=rule.rule, state=inside)]
+    fixed = None if drive is None else drive.detach()
     start = tuple(None if s is None else s.detach() for s in states)
     for copy, reference in zip(copies[1:], rule.references(), strict=True):
-        results.append(gated_layer(cell.name, x.detach(), start, **copy, **fixed, rule=reference))
+        results.append(run(x.detach(), start, **copy, drive=fixed, rule=reference))
     if len(results) == 1:
         return results[0]
     ys, finals = zip(*results, strict=True)

@@ -111,8 +111,9 @@ def recurrence(
         out = Plain.apply(*arguments)
     elif not torch.compiler.is_compiling():
         out = Forward.apply(*arguments)
-    elif rule is not EXACT:
-        raise RuntimeError(COMPILED_TRANSFORM)
+    elif rule is not EXACT or cell.once_only is not None:
+        # torch would differentiate the reference as it is written, without a surrogate
+        raise RuntimeError(COMPILED_TRANSFORM if cell.once_only is None else cell.once_only)
     else:
         with _kernels.use_functions():
             y, finals, _ = cell.forward(pre, w, tuple(units), tuple(states), lengths, options)

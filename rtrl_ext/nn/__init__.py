@@ -1,8 +1,9 @@
 """Recurrent modules with the learning rule as an option."""
 
+from .alif import ALIF, LIF
 from .conversion import convert
 from .feedback_linear import FeedbackLinear
 from .gated import GRU, LSTM
 from .leaky_rnn import LeakyRNN
 
-__all__ = ["GRU", "LSTM", "FeedbackLinear", "LeakyRNN", "convert"]
+__all__ = ["ALIF", "GRU", "LIF", "LSTM", "FeedbackLinear", "LeakyRNN", "convert"]

@@ -28,7 +28,7 @@ class RecurrentBase(TorchChecks, nn.Module):
     cell: ClassVar[str]
     gates: ClassVar[int] = 1
     #: the initial states; with more than one, h0 and h_n are tuples
-    state_names: ClassVar[tuple[str, ...]] = ("h0",)
+    state_names: tuple[str, ...] = ("h0",)
 
     mask: Tensor | None
 

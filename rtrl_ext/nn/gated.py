@@ -92,4 +92,4 @@ class LSTM(GatedRNN):
 
     cell: ClassVar[str] = "LSTM"
     gates: ClassVar[int] = 4
-    state_names: ClassVar[tuple[str, ...]] = ("h0", "c0")
+    state_names: tuple[str, ...] = ("h0", "c0")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import gated_tangents, gru, leaky_rnn, lstm
+from . import alif, gated_tangents, gru, leaky_rnn, lstm
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -67,9 +67,21 @@ SCHEMAS = {
         "Tensor c0, Tensor lam, Tensor to_c, Tensor w, Tensor? lengths) "
         "-> (Tensor, Tensor, Tensor)"
     ),
+    "alif_forward": (
+        "(Tensor pre, Tensor z0, Tensor v0, Tensor? a0, Tensor? count0, Tensor w, Tensor alpha, "
+        "Tensor? rho, Tensor? beta, Tensor? lengths, float v_th, float gamma, bool scaling, "
+        "int reset, int surrogate, int refractory, bool want_states) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "alif_backward": (
+        "(Tensor? gz, Tensor? gv_n, Tensor? ga_n, Tensor z, Tensor psi, Tensor v, Tensor z0, "
+        "Tensor v0, Tensor? w, Tensor alpha, Tensor? rho, Tensor? beta, Tensor? lengths, "
+        "float v_th, bool scaling, int reset, int policy, float mu, int window, float decay, "
+        "bool want_states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif)
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 # the transport policies of the backward kernel
 FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
 #: Cells whose kernels have the policies FULL, LOCAL and DIAGONAL.
-EVERY_CELL = ("LeakyRNN", "GRU", "LSTM")
+EVERY_CELL = ("LeakyRNN", "GRU", "LSTM", "ALIF", "LIF")
+#: Cells for which hops between units are defined.
+HOP_CELLS = ("LeakyRNN", "ALIF", "LIF")
 
 
 class Rule:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._history import times
 from ._cell_types import check_cell_types, check_size, hop_weights, membership
-from .base import HOP, LOCAL, STATE, Rule, check_count, check_number, register
+from .base import HOP, HOP_CELLS, LOCAL, STATE, Rule, check_count, check_number, register
 
 if TYPE_CHECKING:
     from .._adjoint import Adjoint
@@ -38,6 +38,7 @@ class ModProp(Rule):
 
     _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "modprop"
+    cells: ClassVar[tuple[str, ...]] = HOP_CELLS
     cost: ClassVar[str] = "as bptt (with taps: + 2 B n² per lag)"
     source: ClassVar[str] = "Liu et al. 2022"
 

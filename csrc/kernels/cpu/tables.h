@@ -1,5 +1,6 @@
 // Each instruction set's table of kernels, by namespace.
 #pragma once
+#include "kernels/alif.h"
 #include "kernels/gated.h"
 
 #define RX_DECLARE_TABLES(NS)             \
@@ -9,6 +10,8 @@
   LeakyKernels<double> leaky_table_f64(); \
   GatedKernels<float> gated_table_f32();  \
   GatedKernels<double> gated_table_f64(); \
+  AlifKernels<float> alif_table_f32();    \
+  AlifKernels<double> alif_table_f64();   \
   }                                       \
   }
 
