@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import tasks as tasks
     from ._state import exact_gradients as exact_gradients
     from .nn import GRU as GRU
+    from .nn import LRU as LRU
     from .nn import LSTM as LSTM
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # where the public names live; they are imported when first used
 _NAMES = {
     "GRU": "nn",
+    "LRU": "nn",
     "LSTM": "nn",
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",

@@ -4,5 +4,6 @@ from .conversion import convert
 from .feedback_linear import FeedbackLinear
 from .gated import GRU, LSTM
 from .leaky_rnn import LeakyRNN
+from .lru import LRU
 
-__all__ = ["GRU", "LSTM", "FeedbackLinear", "LeakyRNN", "convert"]
+__all__ = ["GRU", "LRU", "LSTM", "FeedbackLinear", "LeakyRNN", "convert"]

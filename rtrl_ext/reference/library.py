@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import gated_tangents, gru, leaky_rnn, lstm
+from . import gated_tangents, gru, leaky_rnn, lru, lstm
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -67,9 +67,16 @@ SCHEMAS = {
         "Tensor c0, Tensor lam, Tensor to_c, Tensor w, Tensor? lengths) "
         "-> (Tensor, Tensor, Tensor)"
     ),
+    "lru_scan": (
+        "(Tensor lam, Tensor u, Tensor s0, Tensor? lengths, int window) -> (Tensor, Tensor)"
+    ),
+    "lru_backward": (
+        "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
+        "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, lru)
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
 #: Cells whose kernels have the policies FULL, LOCAL and DIAGONAL.
 EVERY_CELL = ("LeakyRNN", "GRU", "LSTM")
+#: And cells whose units don't reach each other, where FULL and DIAGONAL are one.
+DIAGONAL_TOO = (*EVERY_CELL, "LRU")
 
 
 class Rule:

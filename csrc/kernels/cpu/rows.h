@@ -25,7 +25,7 @@ struct Rows {
   // First number of the row in arrays (L, T, B, n), (1, T, B, n) and (L, B, n); (1, B, n) is as the second.
   int64_t full[kMaxRows], shared[kMaxRows], flat[kMaxRows];
 
-  // S: LeakyShape or GatedShape.
+  // S: LeakyShape, GatedShape or LruShape.
   template <class S>
   Rows(const S& s, RowRange range) : rows(range.end - range.begin), n(s.n), steps(s.B * s.n) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -37,14 +37,16 @@ struct Rows {
       flat[r] = (l[r] * s.B + b) * n;
     }
   }
-  // Row r at time t of a sequence with k numbers per unit, of one (L|1, B, n), of one (L|1, n); null stays null.
+  // Row r at time t of a sequence with k numbers per unit, of one (L|1, B, k n), of one (L|1, k n); null stays null.
   const T* at(const In<T>& x, int64_t r, int64_t t, int64_t k = 1) const {
     return x.p ? x.p + ((x.lead ? full[r] : shared[r]) + t * steps) * k : nullptr;
   }
   T* at(T* x, int64_t r, int64_t t, int64_t k = 1) const { return x ? x + (full[r] + t * steps) * k : nullptr; }
-  const T* batch(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? flat[r] : shared[r]) : nullptr; }
-  T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
-  const T* unit(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? l[r] * n : 0) : nullptr; }
+  const T* batch(const In<T>& x, int64_t r, int64_t k = 1) const {
+    return x.p ? x.p + (x.lead ? flat[r] : shared[r]) * k : nullptr;
+  }
+  T* batch(T* x, int64_t r, int64_t k = 1) const { return x ? x + flat[r] * k : nullptr; }
+  const T* unit(const In<T>& x, int64_t r, int64_t k = 1) const { return x.p ? x.p + (x.lead ? l[r] * n * k : 0) : nullptr; }
 
   template <int Write = 0>
   static void prefetch_row(const T* p, int64_t count) {
