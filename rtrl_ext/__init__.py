@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .nn import ALIF as ALIF
     from .nn import GRU as GRU
     from .nn import LIF as LIF
+    from .nn import LRU as LRU
     from .nn import LSTM as LSTM
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
@@ -34,6 +35,7 @@ _NAMES = {
     "ALIF": "nn",
     "GRU": "nn",
     "LIF": "nn",
+    "LRU": "nn",
     "LSTM": "nn",
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",

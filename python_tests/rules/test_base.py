@@ -202,6 +202,8 @@ def test_table_lists_every_rule():
     assert {"custom", "scaled", "projected", "matched-noise"} <= set(rows)
     for row in rows.values():
         assert "LeakyRNN" in row["cells"] and row["modes"] == ["sequence"] and row["cost"]
+    on_lru = [name for name, row in rows.items() if "LRU" in row["cells"]]
+    assert on_lru == ["bptt", "tbptt", "immediate", "snap1"]
     assert rows["eprop"]["aliases"] == ["rflo", "three-factor"]
     assert rows["tbptt"]["parameters"] == "(k: int)"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, leaky_rnn, lstm
+from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -79,9 +79,16 @@ SCHEMAS = {
         "float v_th, bool scaling, int reset, int policy, float mu, int window, float decay, "
         "bool want_states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
+    "lru_scan": (
+        "(Tensor lam, Tensor u, Tensor s0, Tensor? lengths, int window) -> (Tensor, Tensor)"
+    ),
+    "lru_backward": (
+        "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
+        "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru)
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -19,6 +19,8 @@ FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
 EVERY_CELL = ("LeakyRNN", "GRU", "LSTM", "ALIF", "LIF")
 #: Cells for which hops between units are defined.
 HOP_CELLS = ("LeakyRNN", "ALIF", "LIF")
+#: And cells whose units don't reach each other, where FULL and DIAGONAL are one.
+DIAGONAL_TOO = (*EVERY_CELL, "LRU")
 
 
 class Rule:

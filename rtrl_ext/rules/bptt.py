@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import EVERY_CELL, FULL, Rule, register
+from .base import DIAGONAL_TOO, FULL, Rule, register
 
 
 @register
@@ -14,7 +14,7 @@ class BPTT(Rule):
     """Backpropagation through time (Rumelhart et al. 1986; Werbos 1990): the exact gradient."""
 
     name: ClassVar[str] = "bptt"
-    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "2 B n (2 n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Werbos 1990"
 

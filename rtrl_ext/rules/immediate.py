@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import EVERY_CELL, FULL, Rule, register
+from .base import DIAGONAL_TOO, FULL, Rule, register
 
 
 @register
@@ -18,7 +18,7 @@ class Immediate(Rule):
     """
 
     name: ClassVar[str] = "immediate"
-    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Menick et al. 2021 (SnAp-0)"
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import EVERY_CELL, FULL, Rule, check_count, register
+from .base import DIAGONAL_TOO, FULL, Rule, check_count, register
 
 
 @register
@@ -24,7 +24,7 @@ class TBPTT(Rule):
     k: int
 
     name: ClassVar[str] = "tbptt"
-    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "as bptt"
     source: ClassVar[str] = "Williams & Peng 1990"
 

@@ -27,7 +27,7 @@ struct Rows {
   int64_t part[kMaxRows];  // of arrays of the steps [begin, end) alone, (L, end - begin, B, n)
   int64_t part_steps, begin;
 
-  // S: LeakyShape or GatedShape.
+  // S: the shape of any cell.
   template <class S>
   Rows(const S& s, RowRange range)
       : rows(range.end - range.begin), n(s.n), steps(s.B * s.n), part_steps(steps), begin(s.begin) {
@@ -41,7 +41,7 @@ struct Rows {
       part[r] = (l[r] * (s.end - s.begin) * s.B + b) * n;
     }
   }
-  // Row r at time t of a sequence with k numbers per unit, of one (L|1, B, n), of one (L|1, n); null stays null.
+  // Row r at time t of a sequence with k numbers per unit, of one (L|1, B, k n), of one (L|1, k n); null stays null.
   const T* at(const In<T>& x, int64_t r, int64_t t, int64_t k = 1) const {
     return x.p ? x.p + ((x.lead ? full[r] : shared[r]) + t * steps) * k : nullptr;
   }
@@ -58,8 +58,10 @@ struct Rows {
   const T* at_part(const In<T>& x, int64_t r, int64_t t, bool whole, int64_t k = 1) const {
     return whole ? at(x, r, t, k) : x.p ? x.p + (part[r] + (t - begin) * part_steps) * k : nullptr;
   }
-  const T* batch(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? flat[r] : shared[r]) : nullptr; }
-  T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
+  const T* batch(const In<T>& x, int64_t r, int64_t k = 1) const {
+    return x.p ? x.p + (x.lead ? flat[r] : shared[r]) * k : nullptr;
+  }
+  T* batch(T* x, int64_t r, int64_t k = 1) const { return x ? x + flat[r] * k : nullptr; }
   const T* unit(const In<T>& x, int64_t r, int64_t k = 1) const { return x.p ? x.p + (x.lead ? l[r] * n * k : 0) : nullptr; }
 
   template <int Write = 0>

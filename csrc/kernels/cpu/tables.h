@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/alif.h"
 #include "kernels/gated.h"
+#include "kernels/lru.h"
 
 #define RX_DECLARE_TABLES(NS)             \
   namespace rx {                          \
@@ -12,6 +13,8 @@
   GatedKernels<double> gated_table_f64(); \
   AlifKernels<float> alif_table_f32();    \
   AlifKernels<double> alif_table_f64();   \
+  LruKernels<float> lru_table_f32();      \
+  LruKernels<double> lru_table_f64();     \
   }                                       \
   }
 
