@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._state import exact_gradients as exact_gradients
     from .nn import GRU as GRU
     from .nn import LSTM as LSTM
+    from .nn import DaleMask as DaleMask
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
     from .nn import convert as convert
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "GRU": "nn",
     "LSTM": "nn",
+    "DaleMask": "nn",
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",
     "convert": "nn",
