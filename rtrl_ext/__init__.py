@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .nn import LIF as LIF
     from .nn import LRU as LRU
     from .nn import LSTM as LSTM
+    from .nn import DaleMask as DaleMask
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
     from .nn import convert as convert
@@ -37,6 +38,7 @@ _NAMES = {
     "LIF": "nn",
     "LRU": "nn",
     "LSTM": "nn",
+    "DaleMask": "nn",
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",
     "convert": "nn",

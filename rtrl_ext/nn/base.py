@@ -119,9 +119,14 @@ class RecurrentBase(TorchChecks, nn.Module):
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew, uniform in ±1/sqrt(n), as ``torch.nn.RNNBase`` does."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for weights in self.all_weights:
-            for weight in weights:
-                nn.init.uniform_(weight, -bound, bound)
+        for names in self._all_weights:
+            for name in names:
+                weight = self._parameters.get(name)
+                if weight is not None:
+                    nn.init.uniform_(weight, -bound, bound)
+                else:  # parametrized: a value is assigned, by way of its right_inverse
+                    drawn = torch.empty_like(getattr(self, name).detach())
+                    setattr(self, name, nn.init.uniform_(drawn, -bound, bound))
 
     def flatten_parameters(self) -> None:
         """Does nothing; here for code written for ``torch.nn.RNNBase``."""
