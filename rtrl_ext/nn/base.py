@@ -203,8 +203,8 @@ class RecurrentBase(TorchChecks, nn.Module):
             args.drive = [None if d is None else d.to(half) for d in args.drive]
             with torch.autocast(weight.device.type, enabled=False):
                 output, finals = self._run(args, rule, seed)
-        output, finals = args.results(output, finals)
-        return output, finals[0] if self.state_names == ("h0",) else finals
+        results, finals = args.results(output, finals)
+        return results, finals[0] if self.state_names == ("h0",) else finals
 
     def _run(
         self, args: Any, rule: Rule, seed: Tensor | None
