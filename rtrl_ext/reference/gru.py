@@ -44,7 +44,7 @@ def gru_backward(
     y: Tensor,
     aux: Tensor,
     h0: Tensor,
-    w: Tensor,
+    w: Tensor | None,
     lengths: Tensor | None,
     policy: int,
     window: int,
@@ -61,10 +61,16 @@ def gru_backward(
     quarters; that of W_r, W_z, W_q is what the first, second and last quarter leave with
     ``h_{t-1}``. Third: the adjoint of h_t (L, T, B, n), or (0,) without ``want_lam``.
     """
+    if policy == LOCAL:
+        w = None
+    elif w is None:
+        raise ValueError("w is None; expected the weight under every policy but LOCAL")
     lead = leading(gy, gs_n, y, aux, h0, w)
     steps, batch, n = y.shape[1:]
     zero = torch.zeros(lead, batch, n, dtype=y.dtype, device=y.device)
-    own = torch.diagonal(w.unflatten(1, (3, n)), dim1=2, dim2=3).unsqueeze(2)  # (L, 3, 1, n)
+    own = zero  # each unit's weights to itself (L, 3, 1, n)
+    if w is not None and policy == DIAGONAL:
+        own = torch.diagonal(w.unflatten(1, (3, n)), dim1=2, dim2=3).unsqueeze(2)
     carried, filtered, deltas, lams = zero, zero, [], []
     for t in reversed(range(steps)):
         on = active(lengths, t)
@@ -80,7 +86,7 @@ def gru_backward(
         d_q = lam * (1 - z) * (1 - q * q)
         d_r, d_m = d_q * m * r * (1 - r), d_q * r
         moved = lam * z
-        if policy == FULL:
+        if w is not None and policy == FULL:
             moved = moved + torch.matmul(torch.cat([d_r, d_z, d_m], -1), w)
         elif policy == DIAGONAL:
             moved = moved + d_r * own[:, 0] + d_z * own[:, 1] + d_m * own[:, 2]

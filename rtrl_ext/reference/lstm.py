@@ -44,7 +44,7 @@ def lstm_backward(
     gc_n: Tensor | None,
     aux: Tensor,
     c0: Tensor,
-    w: Tensor,
+    w: Tensor | None,
     lengths: Tensor | None,
     policy: int,
     window: int,
@@ -60,10 +60,16 @@ def lstm_backward(
     ``c0`` (L, B, n); then, (L, T, B, n) or without ``want_lam`` (0,), the adjoint of h_t and what
     reaches c_t from later steps.
     """
+    if policy == LOCAL:
+        w = None
+    elif w is None:
+        raise ValueError("w is None; expected the weight under every policy but LOCAL")
     lead = leading(gy, gh_n, gc_n, aux, c0, w)
     steps, batch, n = aux.shape[1], aux.shape[2], c0.shape[2]
     zero = torch.zeros(lead, batch, n, dtype=aux.dtype, device=aux.device)
-    own = torch.diagonal(w.unflatten(1, (4, n)), dim1=2, dim2=3).unsqueeze(2)  # (L, 4, 1, n)
+    own = zero  # each unit's weights to itself (L, 4, 1, n)
+    if w is not None and policy == DIAGONAL:
+        own = torch.diagonal(w.unflatten(1, (4, n)), dim1=2, dim2=3).unsqueeze(2)
     to_h, to_c, filtered, deltas = zero, zero, zero, []
     lams: list[Tensor] = []
     later: list[Tensor] = []
@@ -90,7 +96,7 @@ def lstm_backward(
             dh * squashed * o * (1 - o),
         ]
         moved = zero
-        if policy == FULL:
+        if w is not None and policy == FULL:
             moved = torch.matmul(torch.cat(d, -1), w)
         elif policy == DIAGONAL:
             moved = sum((x * own[:, k] for k, x in enumerate(d)), zero)
