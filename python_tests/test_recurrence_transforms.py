@@ -21,6 +21,7 @@ from torch.func import (
 )
 
 import rtrl_ext as rx
+from rtrl_ext import _kernels
 from rtrl_ext.rules import TBPTT, EProp, Scaled
 
 pytestmark = [pytest.mark.usefixtures("double"), pytest.mark.parametrize("cell", CELLS)]
@@ -28,16 +29,19 @@ T, B, N, M, K, R = 4, 2, 3, 2, 5, 3
 RULES = {"tbptt": TBPTT(2), "immediate": "immediate", "eprop": EProp(0.3), "snap1": "snap1"}
 
 
-@pytest.fixture(params=["compiled", "reference"])
-def backend(request):
-    from rtrl_ext import _kernels
-
-    with _kernels.use("rtrl_ext" if request.param == "compiled" else "rtrl_ext_reference"):
-        yield
+@pytest.fixture(params=["layer", "recurrence", "reference"])
+def route(request, monkeypatch):
+    """The compiled layer, which takes no drive; the compiled recurrence; its reference."""
+    monkeypatch.setattr(Case, "drive", request.param != "layer")
+    name = "rtrl_ext_reference" if request.param == "reference" else "rtrl_ext"
+    with _kernels.use(name):
+        yield request.param
 
 
 class Case:
     """A network with a readout as functions of a dict: parameters, inputs, initial states."""
+
+    drive = True
 
     def __init__(self, cell, layers=1, lengths=(3, 4), **options):
         self.net = network(cell, N, M, layers, **options)
@@ -45,7 +49,8 @@ class Case:
         self.readout = torch.randn(N)
         self.at = {name: p.detach().clone() for name, p in self.net.named_parameters()}
         self.at["x"] = torch.randn(T, B, M)
-        self.at["drive"] = 0.3 * torch.randn(T, B, self.net.gates * N)
+        if self.drive:
+            self.at["drive"] = 0.3 * torch.randn(T, B, self.net.gates * N)
         self.at |= {name: torch.randn(layers, B, N) for name in self.net.state_names}
         self.tangents = {name: torch.randn(K, *t.shape) for name, t in self.at.items()}
 
@@ -55,7 +60,7 @@ class Case:
     def run(self, p):
         """Outputs and final states, by the module."""
         p = dict(p)
-        x, drive = p.pop("x"), p.pop("drive")
+        x, drive = p.pop("x"), p.pop("drive", None)
         first = handed([p.pop(name) for name in self.net.state_names])
         call = {"drive": drive, "lengths": self.lengths}
         y, states = functional_call(self.net, p, (x, first), call)
@@ -72,7 +77,9 @@ class Case:
                 w_hh = torch.where(net.mask.repeat(net.gates, 1), w_hh, 0.0)
             state, outputs = [p[name][layer] for name in net.state_names], []
             for t in range(T):
-                u = rows[t] @ w_ih.T + b_ih + (p["drive"][t] if layer == 0 else 0)
+                u = rows[t] @ w_ih.T + b_ih
+                if layer == 0 and self.drive:
+                    u = u + p["drive"][t]
                 new = advance(net.cell, u, state[0] @ w_hh.T + b_hh, state)
                 if self.lengths is not None:
                     on = (self.lengths > t).unsqueeze(1)
@@ -105,7 +112,7 @@ def close(found, expected, tolerance=1e-11):
     assert_close(leaves(found), leaves(expected), tolerance)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("layers", [1, 2])
 def test_grad_vjp_jvp(cell, layers):
     c = Case(cell, layers, mask=torch.rand(N, N) < 0.7)
@@ -119,10 +126,12 @@ def test_grad_vjp_jvp(cell, layers):
     close(*results)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0", "x", "h0", "drive"])
 def test_jacobians_and_hessians(cell, name):
     c = Case(cell)
+    if name not in c.at:
+        return  # the layer takes no drive that moves
 
     def of(run, transform):
         return transform(lambda t: run({**c.at, name: t}))(c.at[name])
@@ -134,7 +143,7 @@ def test_jacobians_and_hessians(cell, name):
         close(of(c.loss(c.run), transform), expected)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("layers", [1, 2])
 def test_hessian_products_in_every_direction(cell, layers):
     """Forward over reverse, and reverse over reverse, batched; every block's tangent at once."""
@@ -157,7 +166,7 @@ def test_hessian_products_in_every_direction(cell, layers):
     same(reverse_over_reverse(c.loss(c.run)), expected, 1e-11)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("route")
 def test_tangent_of_one_block_alone(cell):
     c = Case(cell)
     for name in c.at:
@@ -169,6 +178,7 @@ def test_tangent_of_one_block_alone(cell):
         close(f, expected)
 
 
+@pytest.mark.usefixtures("route")
 def test_linearize(cell):
     c = Case(cell)
     y, push = linearize(c.run, c.at)
@@ -201,7 +211,18 @@ def test_one_kernel_call_for_all_directions_and_replicas(cell):
     assert call[0][0] == R
 
 
-@pytest.mark.usefixtures("backend")
+def test_one_layer_call_for_all_directions(cell, monkeypatch):
+    monkeypatch.setattr(Case, "drive", False)
+    c = Case(cell)
+    with Calls() as calls:
+        vmap(lambda v: jvp(grad(c.loss(c.run)), (c.at,), (v,))[1])(c.tangents)
+    counts = {name: len(of) for name, of in calls.of.items() if "layer" in name}
+    kinds = ("forward", "backward", "forward_jvp", "backward_jvp")
+    assert counts == {f"gated_layer_{kind}": 1 for kind in kinds}
+    assert calls.of["gated_layer_backward_jvp"][0][1] == K
+
+
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("rule", ["bptt", *RULES])
 def test_stacked_modules_equal_single_ones(cell, rule):
     nets = [network(cell, seed=s, layers=2, rule=RULES.get(rule, rule)) for s in range(R)]
@@ -239,6 +260,7 @@ def test_per_sample_gradients(cell, rule):
             close(found[name][i], p.grad)
 
 
+@pytest.mark.usefixtures("route")
 def test_vmap_over_inputs_lengths_and_nothing(cell):
     c = Case(cell, lengths=None)
     xs = torch.stack([c.at["x"], -c.at["x"]])
@@ -258,6 +280,7 @@ def test_vmap_over_inputs_lengths_and_nothing(cell):
     assert all(found[name].shape == t.shape for name, t in none.items())
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("lengths", [None, (1, 3)])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_gradcheck(cell, layers, lengths):
@@ -273,6 +296,7 @@ def test_gradcheck(cell, layers, lengths):
     assert gradgradcheck(run, leaves, check_fwd_over_rev=True, **batched)
 
 
+@pytest.mark.usefixtures("route")
 def test_second_derivatives_without_transforms(cell):
     """Double backward, batched cotangents, torch.autograd.functional, dual numbers."""
     c = Case(cell, lengths=None)
@@ -314,6 +338,7 @@ def test_second_derivatives_without_transforms(cell):
 ORDERS = [(jacfwd, jacfwd), (jacrev, jacfwd), (jacrev, jacrev, jacrev), (jacfwd, jacfwd, jacrev)]
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("order", ORDERS, ids=lambda o: " ".join(f.__name__ for f in o))
 def test_orders_not_offered_are_refused(cell, order):
     c = Case(cell)
@@ -327,6 +352,7 @@ def test_orders_not_offered_are_refused(cell, order):
         f(c.at["weight_hh_l0"])
 
 
+@pytest.mark.usefixtures("route")
 def test_third_derivative_in_reverse_is_refused(cell):
     c = Case(cell)
     w = c.at["weight_hh_l0"].requires_grad_()
@@ -336,6 +362,7 @@ def test_third_derivative_in_reverse_is_refused(cell):
         torch.autograd.grad(h.sum(), w)
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("rule", RULES)
 def test_biased_rules_have_exact_jvp_and_no_second_derivative(cell, rule):
     c = Case(cell, rule=RULES[rule])
@@ -378,10 +405,13 @@ def test_transforms_while_compiling(cell, name):
         torch.compile(lambda: grad(c.loss(c.run))(c.at), fullgraph=True, backend="aot_eager")()
 
 
+@pytest.mark.usefixtures("route")
 def test_leading_sizes_of_one_and_many_mix(cell):
     """vmap over any subset of the arguments: what isn't batched is shared."""
     c = Case(cell)
-    for count, names in itertools.product((1, 2), (("x",), ("weight_hh_l0",), ("h0", "bias_hh_l0"))):
+    for count, names in itertools.product(
+        (1, 2), (("x",), ("weight_hh_l0",), ("h0", "bias_hh_l0"))
+    ):
         batch = {name: torch.stack([c.at[name] * (i + 1) for i in range(count)]) for name in names}
         found = vmap(lambda b: grad(c.loss(c.run))({**c.at, **b}))(batch)
         for i in range(count):
