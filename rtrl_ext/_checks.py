@@ -159,3 +159,15 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
         wrong = low if low < 1 else high
         raise ValueError(f"lengths holds {wrong}; expected values from 1 to {steps}")
     return None if low == steps else lengths
+
+
+def tuple_of_states(h0: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The initial states as a tuple; TypeError or ValueError for another number of them."""
+    if names == ("h0",):
+        return (h0,)
+    wanted = f"a tuple ({', '.join(names)}{',' if len(names) == 1 else ''})"
+    if not isinstance(h0, (tuple, list)):
+        raise TypeError(f"h0 is a {type(h0).__name__}; expected {wanted}")
+    if len(h0) != len(names):
+        raise ValueError(f"h0 has {len(h0)} tensors; expected {wanted}")
+    return tuple(h0)

@@ -166,8 +166,11 @@ def gradients(
     delta = adjoints.delta
     units = cell.of_units(adjoints, p, need_units)
     first_output = cell.first_output(p.states)
+    of_pre = cell.of_pre(delta)
+    if not plain:  # a view's tangent must have its layout, which one without elements hasn't
+        of_pre = of_pre.contiguous()
     return (
-        fit(cell.of_pre(delta), handle.shape[0]) if needs[0] else None,
+        fit(of_pre, handle.shape[0]) if needs[0] else None,
         fit(cell.of_weight(delta, p.y, first_output, plain), p.w.shape[0]) if needs[1] else None,
         *(
             fit(g, u.shape[0]) if need and g is not None and u is not None else None

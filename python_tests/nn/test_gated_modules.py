@@ -1,4 +1,4 @@
-"""GRU and LSTM as good modules: errors, copies, autocast, fake tensors, compilation, checkpoints."""
+"""GRU and LSTM as modules: errors, copies, autocast, fake tensors, compilation, checkpoints."""
 
 import copy
 import io
@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from gated_oracle import CELLS, gradients, handed, network, operands, received
+from gated_oracle import CELLS, gradients, handed, operands, received
 from oracles import relative
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -132,7 +132,8 @@ def test_autocast_follows_torch(cell):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         a, b = theirs(x, first), ours(x, first)
         for s, t in zip((a[0], *received(a[1])), (b[0], *received(b[1])), strict=True):
-            assert s.dtype == t.dtype == torch.bfloat16
+            # on the CPU torch's GRU leaves its float32 state as it is; on CUDA it does as here
+            assert t.dtype == torch.bfloat16 and (s.dtype == t.dtype or cell == "GRU")
             assert torch.allclose(s.float(), t.float(), atol=0.03)
         ours(x.bfloat16())[0].float().square().sum().backward()
     found = ours.weight_hh_l0.grad.clone()
@@ -263,8 +264,14 @@ CONFIGURATIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        *((options, "aot_eager") for options in CONFIGURATIONS),
+        pytest.param(CONFIGURATIONS[1], "inductor", marks=pytest.mark.slow),
+    ],
+    ids=["bptt", "eprop", "snap1", "tbptt", "projected", "inductor"],
+)
 def test_compiled_equals_eager(cell, options, backend):
     torch.manual_seed(0)
     torch._dynamo.reset()
