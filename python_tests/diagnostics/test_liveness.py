@@ -359,7 +359,8 @@ def test_printing():
     ("call", "error", "message"),
     [
         (lambda net, x: liveness("net", x), TypeError, "model: got str"),
-        (lambda net, x: liveness(nn.Linear(3, 2), x), ValueError, "no recurrent module"),
+        (lambda net, x: liveness(nn.Linear(3, 2), x), ValueError, "no recurrent module with a kn"),
+        (lambda net, x: liveness(rx.LRU(3, 2), x), ValueError, "expected LeakyRNN, GRU, LSTM, A"),
         (lambda net, x: liveness(nn.RNN(3, 2), x), ValueError, r"rtrl_ext\.convert"),
         (lambda net, x: liveness(net, x, threshold=0), ValueError, "threshold is 0"),
         (lambda net, x: liveness(net, x, threshold=0.5), ValueError, "threshold is 0.5"),
