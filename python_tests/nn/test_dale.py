@@ -66,12 +66,12 @@ def test_each_mode_against_its_formula(mode):
     torch.testing.assert_close(out, plain(raw) * SIGNS)
     assert torch.autograd.gradcheck(DaleMask(N, SIGNS, mode), (raw,))
     wide = DaleMask(2, 0.5, mode)
-    for size in (1e-30, 1e-8, 0.3, 1.0, 30.0, 500.0):
+    for size in (1e-30, 1e-8, 0.3, 1.0, 30.0, 1000.0):
         w = torch.tensor([[size, -size]], dtype=torch.float64)
         torch.testing.assert_close(wide(wide.right_inverse(w)), w, rtol=1e-12, atol=0)
     zero = torch.zeros(1, 2)
-    back = wide(wide.right_inverse(zero))
-    assert bool(torch.isfinite(back).all()) and float(back.abs().max()) < 1e-37
+    assert bool(torch.isfinite(wide.right_inverse(zero)).all())  # numbers that an optimizer can use
+    assert float(wide(wide.right_inverse(zero)).abs().max()) < 1e-37
 
 
 def test_a_fraction_of_the_units_is_excitatory():
@@ -113,7 +113,7 @@ def test_the_gradient_is_the_chain_rule_of_the_rules_own(cell, rule, mode):
     with torch.no_grad():
         plain.weight_hh_l0.copy_(net.weight_hh_l0)
     if cell == "ALIF":
-        assert 0 < float(net(x)[0].mean()) < 1
+        assert 0 < net(x)[0].mean().item() < 1
     loss_of(net, x).backward()
     loss_of(plain, x).backward()
     original = net.parametrizations.weight_hh_l0.original
