@@ -261,7 +261,7 @@ def liveness(
     }
     if not inside:
         raise ValueError(
-            "module: has no recurrent module of this library, such as rtrl_ext.LeakyRNN "
+            f"module: has no recurrent module with a known cell; expected {', '.join(LOOKS)} "
             "(rtrl_ext.convert puts them in the place of torch's)"
         )
     given = {k: v for k, v in (("h0", h0), ("lengths", lengths)) if v is not None}
