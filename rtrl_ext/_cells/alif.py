@@ -72,7 +72,7 @@ class ALIF(Cell):
         self, gy: Tensor | None, finals: Maybe, p: Pass, transport: Tensor | None, rule: Rule,
         want_lams: bool,
     ) -> Adjoints:  # fmt: skip
-        o, (z0, v0, a0, count0) = Options(*p.options), p.states
+        o, (z0, v0, a0, _) = Options(*p.options), p.states
         psi, v, _ = p.kept
         delta, gz0, gv0, ga0, *lams = self.op("backward")(
             gy, finals[1], None if a0 is None else finals[2], p.y, psi, v, z0, v0, transport,

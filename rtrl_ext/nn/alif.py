@@ -175,7 +175,7 @@ class SpikingRNN(RecurrentBase):
             f"weights (with input_scaling by about 1/(1-exp(-dt/tau_v))), or lower v_th = "
             f"{self.v_th:g}",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
 
     def extra_repr(self) -> str:
