@@ -56,7 +56,8 @@ def first_spikes(
     above = v - threshold
     fixed = above.detach()
     fired = fixed > 0
-    psi = settings.gamma / settings.v_th * surrogate_slope(fixed / settings.v_th, settings.surrogate)
+    height, x = settings.gamma / settings.v_th, fixed / settings.v_th
+    psi = height * surrogate_slope(x, settings.surrogate)
     if count is not None:
         silent = (count >= 1) & (count < settings.refractory + 1)
         fired = fired & ~silent
@@ -112,9 +113,7 @@ def alif_layer(
     bias, _ = CELLS["alif"].biases(bias_ih, bias_hh, weight_hh.shape[-1], weight_hh)
     pre = preactivation(x, weight_ih, bias, None, drive)
     w = masked(weight_hh, mask)
-    learned = in_transform() or any(
-        t is not None and t.requires_grad for t in (tau_v, tau_a, beta)
-    )
+    learned = in_transform() or any(t is not None and t.requires_grad for t in (tau_v, tau_a, beta))
     alpha = decay(tau_v, settings.dt)
     rho = None if tau_a is None else decay(tau_a, settings.dt)
     zero = pre.new_zeros(x.shape[-2], w.shape[-1])

@@ -1,5 +1,6 @@
 """Checks of arguments, with messages that name the argument, what came and what was expected."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,6 +121,35 @@ def check_leak(leak: Any, n: int) -> Tensor:
     if came is not None:
         raise ValueError(f"leak holds {came}; expected values in (0, 1] (κ = dt/τ)")
     return values.expand(n).clone()
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above 0: TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; expected a finite number above 0")
+    return float(value)
+
+
+def check_per_unit(name: str, value: Any, n: int, low: float, expected: str) -> Tensor:
+    """Finite values above ``low`` as float64 (n,) on the CPU.
+
+    ``value`` is a number or a tensor () or (n,); TypeError or ValueError.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a number or a tensor ({n},)")
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} has dtype {value.dtype}; expected a floating one")
+        if tuple(value.shape) not in ((), (n,)):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected a scalar or ({n},)")
+    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().expand(n).clone()
+    bad = ~((values > low) & values.isfinite())
+    some = bad.any()
+    if has_values(some) and bool(some):
+        raise ValueError(f"{name} holds {float(values[bad][0])}; expected {expected}")
+    return values
 
 
 def check_mask(mask: Any, n: int) -> Tensor | None:

@@ -8,41 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .._alif_layer import Settings, alif_layer
-from .._checks import check_choice, check_flag, has_values
+from .._checks import check_choice, check_flag, check_per_unit, check_positive, has_values
 from ..rules import Rule
 from .base import RecurrentBase
 
 RESETS = ("subtract", "zero")
 SURROGATES = ("triangular", "fast_sigmoid", "arctan")
-
-
-def check_positive(name: str, value: Any) -> float:
-    """A finite number above 0: TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}; expected a finite number above 0")
-    return float(value)
-
-
-def check_per_unit(name: str, value: Any, n: int, low: float, expected: str) -> Tensor:
-    """Finite values above ``low``, or at least that where it is -inf, as float64 (n,) on the CPU.
-
-    ``value`` is a number or a tensor () or (n,); TypeError or ValueError.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        raise TypeError(f"{name} is a {type(value).__name__}; expected a number or a tensor ({n},)")
-    if isinstance(value, Tensor):
-        if value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"{name} has dtype {value.dtype}; expected a floating one")
-        if tuple(value.shape) not in ((), (n,)):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected a scalar or ({n},)")
-    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().expand(n).clone()
-    bad = ~((values > low) & values.isfinite())
-    some = bad.any()
-    if has_values(some) and bool(some):
-        raise ValueError(f"{name} holds {float(values[bad][0])}; expected {expected}")
-    return values
 
 
 class SpikingRNN(RecurrentBase):
@@ -129,8 +100,8 @@ class SpikingRNN(RecurrentBase):
                 buffer.copy_(source)
         return self
 
-    def _constants(self, layer: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        out: dict[str, Tensor | None] = {"tau_a": None, "beta": None}
+    def _constants(self, layer: int, dtype: torch.dtype) -> dict[str, Any]:
+        out: dict[str, Any] = {"tau_a": None, "beta": None}
         for name in self._sources:
             fixed = self._buffers[name]
             value = getattr(self, f"{name}_l{layer}") if fixed is None else fixed
@@ -175,7 +146,7 @@ class SpikingRNN(RecurrentBase):
             f"weights (with input_scaling by about 1/(1-exp(-dt/tau_v))), or lower v_th = "
             f"{self.v_th:g}",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
 
     def extra_repr(self) -> str:
