@@ -119,7 +119,7 @@ def load():  # type: ignore[no-untyped-def]
             "-DTORCH_TARGET_VERSION=0x020d000000000000",
         ]  # fmt: skip
         sources = [
-            *KERNELS, EMULATOR, ROOT / "csrc" / "ops" / "leaky_cuda.cpp",
+            *KERNELS, EMULATOR, *sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")),
             ROOT / "csrc_tests" / "emulated_ops.cpp",
         ]  # fmt: skip
         part = library.with_suffix(".part")

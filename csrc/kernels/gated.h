@@ -1,4 +1,5 @@
-// Launch parameters of gated cells: GRU and LSTM. No torch here. Shapes as in leaky.h; G gates lie side by side, (.., G n).
+// Launch parameters of gated cells: GRU and LSTM. No torch here. Shapes and element types as in leaky.h; G gates lie side by
+// side, (.., G n).
 #pragma once
 #include "kernels/leaky.h"
 
@@ -19,73 +20,73 @@ struct GatedShape {
   const int64_t* lengths;  // (B,) or null: row b is active for t < lengths[b]
 };
 
-template <class T>
+template <class T, class E = T>
 struct GatedForward {
   GatedShape s;
   GatedCell cell;
-  In<T> pre;   // (L|1, T, B, G n)
-  In<T> h0;    // (L|1, B, n)
-  In<T> c0;    // (L|1, B, n); null for GRU
-  In<T> w;     // (L|1, G n, n), row = postsynaptic
-  In<T> bias;  // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
-  T* y;        // (L, T, B, n)
+  In<E> pre;   // (L|1, T, B, G n)
+  In<E> h0;    // (L|1, B, n)
+  In<E> c0;    // (L|1, B, n); null for GRU
+  In<E> w;     // (L|1, G n, n), row = postsynaptic
+  In<E> bias;  // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
+  E* y;        // (L, T, B, n)
   T* aux;      // (L, T, B, kept_values n)
-  T* h_n;      // (L, B, n)
-  T* c_n;      // (L, B, n); null for GRU
+  E* h_n;      // (L, B, n)
+  E* c_n;      // (L, B, n); null for GRU
 };
 
-template <class T>
+template <class T, class E = T>
 struct GatedBackward {
   GatedShape s;
   GatedCell cell;
   Transport transport;  // Full, Local, Diagonal
   int64_t window;       // cut every `window` steps counted from the end, 0 = never
-  In<T> gy;             // (L|1, T, B, n) or null
-  In<T> gh_n, gc_n;     // (L|1, B, n) or null
-  In<T> y;              // (L|1, T, B, n); null for LSTM
+  In<E> gy;             // (L|1, T, B, n) or null
+  In<E> gh_n, gc_n;     // (L|1, B, n) or null
+  In<E> y;              // (L|1, T, B, n); null for LSTM
   In<T> aux;            // (L|1, T, B, kept_values n)
-  In<T> before;         // (L|1, B, n): GRU h0, LSTM c0
-  In<T> w;              // (L|1, G n, n); null for Local
-  T* delta;             // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m
-  T* gh0;               // (L, B, n)
-  T* gc0;               // (L, B, n); null for GRU
+  In<E> before;         // (L|1, B, n): GRU h0, LSTM c0
+  In<E> w;              // (L|1, G n, n); null for Local
+  E* delta;             // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m
+  E* gh0;               // (L, B, n)
+  E* gc0;               // (L, B, n); null for GRU
   T* lam;               // (L, T, B, n) or null: adjoint of h
   T* to_c;              // (L, T, B, n) or null; LSTM: what reaches c from later steps
 };
 
 // Tangents of the forward pass.
-template <class T>
+template <class T, class E = T>
 struct GatedForwardJvp {
   GatedShape s;
   GatedCell cell;
-  In<T> du;      // (L|1, T, B, 4 n): of what enters beside W dh'; LSTM: the pre-activations; GRU: of r, z, q, and of m
-  In<T> dh0;     // (L|1, B, n)
-  In<T> dc0;     // (L|1, B, n); null for GRU
-  In<T> y;       // (L|1, T, B, n); null for LSTM
+  In<E> du;      // (L|1, T, B, 4 n): of what enters beside W dh'; LSTM: the pre-activations; GRU: of r, z, q, and of m
+  In<E> dh0;     // (L|1, B, n)
+  In<E> dc0;     // (L|1, B, n); null for GRU
+  In<E> y;       // (L|1, T, B, n); null for LSTM
   In<T> aux;     // (L|1, T, B, kept_values n)
-  In<T> before;  // (L|1, B, n): GRU h0, LSTM c0
-  In<T> w;       // (L|1, G n, n)
-  T* dy;         // (L, T, B, n)
+  In<E> before;  // (L|1, B, n): GRU h0, LSTM c0
+  In<E> w;       // (L|1, G n, n)
+  E* dy;         // (L, T, B, n)
   T* daux;       // (L, T, B, kept_values n)
-  T* dh_n;       // (L, B, n)
-  T* dc_n;       // (L, B, n); null for GRU
+  E* dh_n;       // (L, B, n)
+  E* dc_n;       // (L, B, n); null for GRU
 };
 
 // Tangents of the backward pass under the exact rule.
-template <class T>
+template <class T, class E = T>
 struct GatedBackwardJvp {
   GatedShape s;
   GatedCell cell;
-  In<T> dgy;              // (L|1, T, B, n), includes what delta_{t+1} sends through dW
-  In<T> dgh_n, dgc_n;     // (L|1, B, n) or null
-  In<T> y, dy;            // (L|1, T, B, n); null for LSTM
+  In<E> dgy;              // (L|1, T, B, n), includes what delta_{t+1} sends through dW
+  In<E> dgh_n, dgc_n;     // (L|1, B, n) or null
+  In<E> y, dy;            // (L|1, T, B, n); null for LSTM
   In<T> aux, daux;        // (L|1, T, B, kept_values n)
-  In<T> before, dbefore;  // (L|1, B, n): GRU h0, LSTM c0
+  In<E> before, dbefore;  // (L|1, B, n): GRU h0, LSTM c0
   In<T> lam, to_c;        // (L|1, T, B, n); to_c null for GRU
-  In<T> w;                // (L|1, G n, n)
-  T* ddelta;              // (L, T, B, 4 n)
-  T* dgh0;                // (L, B, n)
-  T* dgc0;                // (L, B, n); null for GRU
+  In<E> w;                // (L|1, G n, n)
+  E* ddelta;              // (L, T, B, 4 n)
+  E* dgh0;                // (L, B, n)
+  E* dgc0;                // (L, B, n); null for GRU
 };
 
 // One instruction set's kernels; `packed` and `scratch` as in LeakyKernels.
