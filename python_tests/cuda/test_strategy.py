@@ -75,6 +75,8 @@ def test_override(ops):
 
 def test_small_tiles_fill_the_card(ops):
     shared, processors = ops.card(90)
-    rows = [ops.rule(0, shared, processors, 64, 1, 1, 4, 4, r, True)[1] for r in (1, 4 * processors)]
+    rows = [
+        ops.rule(0, shared, processors, 64, 1, 1, 4, 4, r, True)[1] for r in (1, 4 * processors)
+    ]
     assert rows == [4, 4]
     assert ops.rule(0, shared, processors, 64, 1, 1, 4, 4, 4 * processors + 1, True)[1] == 8
