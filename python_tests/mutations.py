@@ -59,7 +59,7 @@ def main(table: str) -> int:
     lines = [
         "# Checks taken out of the CUDA kernels, one at a time",
         "",
-        "Written by `make mutate`. Noticed by: whose small cases failed, and under which sanitizer.",
+        "Written by `make mutate`. Noticed by: whose small cases failed, under which sanitizer.",
         "",
         "| number | check | noticed by |",
         "|---|---|---|",

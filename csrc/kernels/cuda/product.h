@@ -197,15 +197,15 @@ struct Mma {
         for (int i = 0; i < 4; ++i) acc[g][chain / 2][chain % 2][i] = 0;
       }
     }
-    for (int pair = 0; pair < pairs; ++pair) {
-      const Words<uint32_t> b = *reinterpret_cast<const Words<uint32_t>*>(from + pair * 32);
+    for (int pair = 0; pair < pairs; ++pair, from += 32, a_from += Products * 4 * kTile) {
+      const Words<uint32_t> b = *reinterpret_cast<const Words<uint32_t>*>(from);
 #pragma unroll
       for (int g = 0; g < Products; ++g) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int tile = ((pair * Products + g) * 2 + m) * 2 + half;
+            const int tile = (g * 2 + m) * 2 + half;
             const Words<uint32_t> a = *reinterpret_cast<const Words<uint32_t>*>(a_from + tile * kTile);
             mma<E>(acc[g][m][half], a.v, b.v + 2 * half);
           }
