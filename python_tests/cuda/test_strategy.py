@@ -51,6 +51,25 @@ def test_the_table_of_the_documentation(ops):
     assert seen == [80, 90, 100, 120]
 
 
+def test_the_table_of_gated_cells(ops):
+    """Largest n of the documentation, forward / backward."""
+    text = (emulated.ROOT / "docs" / "cuda.md").read_text()
+    pair = r" (\d+) / (\d+) \|"
+    rows = re.findall(rf"\| (GRU|LSTM), (sm_[\d, sm_]+) \|{pair}{pair}{pair}", text)
+    seen = []
+    for cell, names, *sizes in rows:
+        gates = {"GRU": 3, "LSTM": 4}[cell]
+        for architecture in map(int, re.findall(r"\d+", names)):
+            seen.append((cell, architecture))
+            found = [
+                largest(ops, architecture, *bytes_, gates, carries)
+                for bytes_ in ((4, 4), (8, 8), (2, 4))
+                for carries in (1, gates)
+            ]
+            assert found == list(map(int, sizes))
+    assert seen == [(cell, a) for cell in ("GRU", "LSTM") for a in (80, 90, 100, 120)]
+
+
 def test_sizes_that_must_fit_on_small_cards(ops):
     assert largest(ops, 120, 4, 4) >= 144
     assert largest(ops, 120, 2, 4) >= 192
