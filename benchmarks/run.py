@@ -23,6 +23,7 @@ SUITES = {
     "hvp": "hvp",
     "batch_scaling": "batch_scaling",
     "T_scaling": "t_scaling",
+    "lru": "lru",
     "replicas": "replicas",
     "cold_start": "cold_start",
     "end_to_end": "end_to_end",

@@ -12,7 +12,10 @@ from rtrl_ext.reference import gru, lstm
 from rtrl_ext.reference.leaky_rnn import DIAGONAL, FULL, LOCAL
 
 CELLS = {"gru": (3, 4, 1), "lstm": (4, 5, 2)}  # gates, values kept, states
-POLICIES = [(FULL, 0), (FULL, 2), (LOCAL, 0), (LOCAL, 2), (DIAGONAL, 0)]  # policy, window
+POLICIES = [  # policy, window, decay
+    (FULL, 0, 0.0), (FULL, 2, 0.0), (LOCAL, 0, 0.0), (LOCAL, 2, 0.0), (LOCAL, 0, 0.5),
+    (DIAGONAL, 0, 0.0),
+]  # fmt: skip
 KINDS = ("forward", "backward", "forward_jvp", "backward_jvp")
 NAMES = [f"{cell}_{kind}" for cell in CELLS for kind in KINDS]
 COLUMNS = 3
@@ -81,11 +84,11 @@ class Problem:
         yield f"{self.cell}_forward", forward, results
         name, (y, aux, *_) = f"{self.cell}_backward", results
         y, aux = self.rounded(y), aux.to(computed(self.dtype)).double()
-        for policy, window in POLICIES:
+        for policy, window, decay in POLICIES:
             for plain in (False, True)[: 2 if policy == FULL else 1]:
                 final = [None if plain else self.new(L, B, n) for _ in range(self.states)]
                 signals = (None if policy == DIAGONAL else self.new(L, T, B, n), final, y, aux)
-                options = (self.first, policy, window, not plain)
+                options = (self.first, policy, window, decay, not plain)
                 results = reference(name)(*self._back(*signals, self.w, *options))
                 w = None if policy == LOCAL and window else self.w
                 yield name, self._back(*signals, w, *options), results
@@ -98,7 +101,7 @@ class Problem:
         (w, *bias), rest = rest[: 1 + len(self.bias)], rest[1 + len(self.bias) :]
         gy, *final = rest
         y, aux, *ends = reference(f"{self.cell}_forward")(pre, *first, w, *bias, self.lengths)
-        back = self._back(gy, final, y, aux, w, first, FULL, 0, True)
+        back = self._back(gy, final, y, aux, w, first, *POLICIES[0], True)
         return (y, aux, *ends), reference(f"{self.cell}_backward")(*back)
 
     def _tangents(self):
@@ -184,17 +187,17 @@ def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RAND
         for problem in problems:
             for name, arguments, results in problem.calls():
                 backward = name.endswith("_backward")
-                policy, window = arguments[-3:-1] if backward else (FULL, 0)
-                inputs = arguments[: -4 if backward else -1]
+                policy, window, decay = arguments[-4:-1] if backward else POLICIES[0]
+                inputs = arguments[: -5 if backward else -1]
                 lengths = problem.lengths
                 ragged = b"" if lengths is None else lengths.numpy().tobytes()
                 for strategy in strategies[: 1 if policy != FULL else None]:
                     for order, seed in orders:
                         stream.write(
                             struct.pack(
-                                "<13qd", NAMES.index(name), strategy if policy == FULL else COLUMNS,
-                                order, seed, 90, problem.L, problem.T, problem.B, problem.n, policy,
-                                window, len(inputs), ELEMENTS.index(problem.dtype),
+                                "<13q2d", NAMES.index(name),
+                                strategy if policy == FULL else COLUMNS, order, seed, 90, problem.L, problem.T, problem.B, problem.n, policy,
+                                window, len(inputs), ELEMENTS.index(problem.dtype), decay,
                                 tolerance(problem.dtype, problem.T, problem.n),
                             )
                         )  # fmt: skip

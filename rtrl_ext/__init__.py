@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _fused as _fused  # registers torch.ops.rtrl_ext
 from . import _isa
+from . import _recurrence_ops as _recurrence_ops
 
 __version__ = "0.1.0"
 
@@ -20,12 +21,24 @@ if TYPE_CHECKING:
     from . import study as study
     from . import tasks as tasks
     from ._state import exact_gradients as exact_gradients
+    from .nn import ALIF as ALIF
+    from .nn import GRU as GRU
+    from .nn import LIF as LIF
+    from .nn import LRU as LRU
+    from .nn import LSTM as LSTM
+    from .nn import DaleMask as DaleMask
     from .nn import FeedbackLinear as FeedbackLinear
     from .nn import LeakyRNN as LeakyRNN
     from .nn import convert as convert
 
 # where the public names live; they are imported when first used
 _NAMES = {
+    "ALIF": "nn",
+    "GRU": "nn",
+    "LIF": "nn",
+    "LRU": "nn",
+    "LSTM": "nn",
+    "DaleMask": "nn",
     "FeedbackLinear": "nn",
     "LeakyRNN": "nn",
     "convert": "nn",

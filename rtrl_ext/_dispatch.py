@@ -71,7 +71,7 @@ def leaky_core(
         decay: policy 1: readout filter of the learning signal.
         modulator: third factor, (T, B) or (T, B, n), multiplies the learning signal.
         adjoint: a function that is the whole backward recursion, instead of the options above: see
-            ``rules.Rule.leaky_adjoint``.
+            ``rules.Rule.adjoint``.
 
     Returns:
         ``y`` (T, B, n) or (L, T, B, n), zero after a row's length, and ``s_n`` (B, n) or (L, B, n),

@@ -96,9 +96,9 @@ def fit(x: Tensor, lead: int) -> Tensor:
 def weight_gradient(
     delta: Tensor, x: Tensor, first: Tensor | None, in_place: bool = False
 ) -> Tensor:
-    """``Σ_t delta_tᵀ x_{t-1}`` (L, n, n); delta, x (L|1, T, B, n), ``x_0 = first`` (L|1, B, n),
-    zeros if None."""
-    steps, n = delta.shape[1], delta.shape[3]
+    """``Σ_t delta_tᵀ x_{t-1}`` (L, m, n); delta (L|1, T, B, m), x (L|1, T, B, n), ``x_0 = first``
+    (L|1, B, n), zeros if None."""
+    steps, m, n = delta.shape[1], delta.shape[3], x.shape[3]
     if first is None:
         late, early = rows(delta[:, 1:]), rows(x[:, :-1])
         if delta.shape[0] == 1 and x.shape[0] == 1:
@@ -108,7 +108,7 @@ def weight_gradient(
         out = torch.mm(delta[0, 0].t(), first[0])
         if steps > 1:
             count = (steps - 1) * delta.shape[2]
-            late, early = delta[0, 1:].reshape(count, n).t(), x[0, :-1].reshape(count, n)
+            late, early = delta[0, 1:].reshape(count, m).t(), x[0, :-1].reshape(count, n)
             out = out.addmm_(late, early) if in_place else torch.addmm(out, late, early)
         return out.unsqueeze(0)
     out = torch.matmul(delta[:, 0].transpose(1, 2), first)
@@ -211,14 +211,18 @@ def with_lead(x: Tensor | None, dims: int) -> Tensor | None:
     return x if x is None or x.dim() == dims else x.unsqueeze(0)
 
 
-def lead_modulator(modulator: Tensor | None, like: Tensor) -> Tensor | None:
+def lead_modulator(
+    modulator: Tensor | None, like: Tensor, units: int | None = None
+) -> Tensor | None:
     """A third factor (T, B) or (T, B, n) as (1, T, B, 1|n), in dtype and device of ``like``.
 
-    ``like`` is (T, B, n) or has leading dimensions; ValueError for a modulator of another shape.
+    ``like`` is (T, B, n) or has leading dimensions (with ``units`` = n another last size);
+    ValueError for a modulator of another shape.
     """
     if modulator is None:
         return None
     steps, batch, n = like.shape[-3:]
+    n = n if units is None else units
     if modulator.shape not in ((steps, batch), (steps, batch, n)):
         raise ValueError(
             f"modulator has shape {tuple(modulator.shape)}; "

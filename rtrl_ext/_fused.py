@@ -276,7 +276,7 @@ def layer(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (T, B, n) and final state (B, n); arguments as checked by the caller.
 
-    ``spec`` is what a rule's ``leaky(w, leak)`` gives. ``y0`` and ``s0`` None stand for zeros.
+    ``spec`` is what a rule's ``policy(w, leak)`` gives. ``y0`` and ``s0`` None stand for zeros.
     """
     rule: Rule | Written = EXACT
     transport = modulator = None

@@ -23,6 +23,7 @@ class ForwardJvp(_functorch._Tangent):
     """
 
     what = _functorch.ForwardJvp.what
+    first = 0
     tangents = 6
     size_at = 18
 
@@ -36,7 +37,7 @@ class ForwardJvp(_functorch._Tangent):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return _fold(ForwardJvp, info.batch_size, in_dims, args)
+        return fold(ForwardJvp, info.batch_size, in_dims, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
@@ -55,6 +56,7 @@ class BackwardJvp(_functorch._Tangent):
     """
 
     what = _functorch.BackwardJvp.what
+    first = 0
     tangents = 8
     size_at = 21
 
@@ -68,7 +70,7 @@ class BackwardJvp(_functorch._Tangent):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return _fold(BackwardJvp, info.batch_size, in_dims, args)
+        return fold(BackwardJvp, info.batch_size, in_dims, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
@@ -80,14 +82,19 @@ class BackwardJvp(_functorch._Tangent):
         BackwardJvp._refuse()
 
 
-def _fold(function: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
-    """A tangent operation under ``vmap``: the vmapped directions join the k there are."""
-    count, at = function.tangents, function.size_at
-    if any(d is not None for d in in_dims[count:]):
+def fold(function: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
+    """A tangent operation under ``vmap``: the vmapped directions join the k there are.
+
+    Its tangents are ``function.tangents`` arguments from ``function.first`` on, k is at
+    ``function.size_at``.
+    """
+    at = function.size_at
+    moving = range(function.first, function.first + function.tangents)
+    if any(d is not None for i, d in enumerate(in_dims) if i not in moving):
         return one_by_one(function.apply, size, in_dims, args)
     k = args[at]
     folded = list(args)
-    for i in range(count):
+    for i in moving:
         x, d = args[i], in_dims[i]
         if x is None:
             continue

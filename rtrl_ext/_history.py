@@ -46,6 +46,11 @@ class LeakyHistory:
     unit_leak: bool
 
     @property
+    def factor(self) -> Tensor:
+        """(L, n), what recurrent input is multiplied by on its way into the state: κ."""
+        return self.leak
+
+    @property
     def flags(self) -> tuple[int, int, bool]:
         return self.form, self.act, self.unit_leak
 

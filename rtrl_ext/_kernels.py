@@ -53,11 +53,36 @@ def _load(namespace: str) -> Kernels:
 _all = {namespace: _load(namespace) for namespace in NAMESPACES}
 _half_on_cpu: set[str] = set()
 _active = _all[NAMESPACES[0]]
+_active_namespace = NAMESPACES[0]
+_found: dict[tuple[str, str], Callable[..., Any]] = {}
+_functions = False
 
 
 def kernels() -> Kernels:
     """The implementation in use."""
     return _active
+
+
+def operation(name: str) -> Callable[..., Any]:
+    """An operation of the implementation in use, such as ``gru_forward``."""
+    if _functions:
+        return _reference.function(name)
+    op = _found.get((_active_namespace, name))
+    if op is None:
+        op = getattr(getattr(torch.ops, _active_namespace), name).default
+        _found[_active_namespace, name] = op
+    return op
+
+
+@contextmanager
+def use_functions() -> Iterator[None]:
+    """Inside, `operation` gives the reference's Python functions, for torch to differentiate."""
+    global _functions
+    before, _functions = _functions, True
+    try:
+        yield
+    finally:
+        _functions = before
 
 
 def check_device(device: torch.device) -> None:
@@ -81,12 +106,13 @@ def replaced() -> bool:
 @contextmanager
 def use(namespace: str) -> Iterator[None]:
     """Run the operations of another namespace (for tests)."""
-    global _active
-    before, _active = _active, _all[namespace]
+    global _active, _active_namespace
+    before = _active, _active_namespace
+    _active, _active_namespace = _all[namespace], namespace
     try:
         yield
     finally:
-        _active = before
+        _active, _active_namespace = before
 
 
 def use_reference() -> AbstractContextManager[None]:
@@ -219,7 +245,7 @@ _FAKES: tuple[Callable[..., Any], ...] = (
 )
 
 
-def _vmap_of(op: Callable[..., Any], lengths_at: int) -> Callable[..., Any]:
+def vmap_of(op: Callable[..., Any], lengths_at: int) -> Callable[..., Any]:
     def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         return vmap_by_folding(op, info.batch_size, in_dims, args, lengths_at)
 
@@ -236,7 +262,7 @@ def register(namespace: str, half_on_cpu: bool = False) -> None:
     found = _all.setdefault(namespace, _load(namespace))
     for name, fake, op in zip(Kernels._fields, _FAKES, found, strict=True):
         torch.library.register_fake(f"{namespace}::{name}", fake)
-        torch.library.register_vmap(f"{namespace}::{name}", _vmap_of(op, LENGTHS_AT[name]))
+        torch.library.register_vmap(f"{namespace}::{name}", vmap_of(op, LENGTHS_AT[name]))
 
 
 for _namespace in NAMESPACES:

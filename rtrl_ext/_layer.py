@@ -108,7 +108,7 @@ def leaky_layer(
             y0 = initial_output(h0, form, nonlinearity)
         flags = _dispatch.flags(form, nonlinearity, unit_leak)
         if fused is _fused:
-            spec = rule.leaky(w.detach(), leak.detach())
+            spec = rule.policy(w.detach(), leak.detach())
             biases = (bias_ih, bias_hh)
             return _fused.layer(x, weight_ih, *biases, drive, y0, h0, w, leak, lengths, flags, spec)
         bias = _sum(bias_ih, bias_hh)
@@ -127,7 +127,7 @@ def leaky_layer(
     full = ((pre, 4), (y0, 3), (h0, 3), (w, 3), (leak, 2))
     if any(t.dim() == rank for t, rank in full):
         pre, y0, h0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in full)
-    spec = rule.leaky(w.detach(), leak.detach())
+    spec = rule.policy(w.detach(), leak.detach())
     if spec.get("transport") is not None:  # a product of w and leak, in the latter's dtype
         spec["transport"] = spec["transport"].to(w.dtype)
     y, h_n = _dispatch.leaky_core(

@@ -43,4 +43,20 @@ class Rows {
   int64_t columns_;
 };
 
+// The same for some of the columns: `count` of them from `column` on, in rows of `row` numbers.
+class Block {
+ public:
+  Block(const Tensor& x, int64_t row) : x_(x), row_(row) {}
+  Tensor operator()(int64_t first, int64_t rows, int64_t column, int64_t count) const {
+    return strided(x_, first * row_ + column, rows, count, row_, 1);
+  }
+  Tensor transposed(int64_t first, int64_t rows, int64_t column, int64_t count) const {
+    return strided(x_, first * row_ + column, count, rows, 1, row_);
+  }
+
+ private:
+  Tensor x_;
+  int64_t row_;
+};
+
 }  // namespace rx

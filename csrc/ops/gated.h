@@ -27,13 +27,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_forward(GatedCell cell, const T
     torch::stable::zero_(c_n);
   }
   if (h_n.numel() == 0 || T_ == 0) return {y, aux, h_n, c_n};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   Target::with_dtype(pre.scalar_type(), [&](auto zero) {
     using E = decltype(zero);
     using T = ComputeOf<E>;
-    const GatedForward<T, E> p{shape,          cell,          args.in<E>(pre),  args.in<E>(h0),
-                               args.in<E>(c0), args.in<E>(w), args.in<E>(bias), out<E>(y),
-                               out<T>(aux),    out<E>(h_n),   out<E>(c_n)};
+    const GatedForward<T, E> p{shape,     cell,           args.in<E>(pre), false,         In<E>{},
+                               nullptr,   args.in<E>(h0), args.in<E>(c0),  args.in<E>(w), args.in<E>(bias),
+                               out<E>(y), out<T>(aux),    out<E>(h_n),     out<E>(c_n)};
     Target::run(p, pre, w);
   });
   return {y, aux, h_n, c_n};
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_backward(GatedCell cell
                                                                   const OptionalTensor& y, const Tensor& aux,
                                                                   const Tensor& before, const OptionalTensor& w,
                                                                   const OptionalTensor& lengths, int64_t policy, int64_t window,
-                                                                  bool want_lam) {
+                                                                  double decay, bool want_lam) {
   STD_TORCH_CHECK(aux.dim() == 4, "aux must have 4 dimensions (L, T, B, values * n)");
   STD_TORCH_CHECK(policy >= 0 && policy <= 2, "policy must be 0 (full), 1 (local) or 2 (diagonal)");
   STD_TORCH_CHECK(policy == 1 || w, "w is needed by every policy but 1");
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_backward(GatedCell cell
   Tensor lam = want_lam ? make_computed(before, {L, T_, B, n}) : make_computed(before, {0});
   Tensor to_c = want_lam && lstm ? make_computed(before, {L, T_, B, n}) : make_computed(before, {0});
   if (gh0.numel() == 0 || T_ == 0) return {delta, gh0, gc0, lam, to_c};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   Target::with_dtype(before.scalar_type(), [&](auto zero) {
     using E = decltype(zero);
     using T = ComputeOf<E>;
@@ -78,6 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_backward(GatedCell cell
                                 cell,
                                 transport,
                                 window,
+                                decay,
                                 args.in<E>(gy),
                                 args.in<E>(gh_n),
                                 args.in<E>(gc_n),
@@ -86,6 +87,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gated_backward(GatedCell cell
                                 args.in<E>(before),
                                 args.in<E>(weight),
                                 out<E>(delta),
+                                false,
+                                4 * n,
+                                nullptr,
                                 out<E>(gh0),
                                 out<E>(gc0),
                                 out<T>(lam),
@@ -104,9 +108,10 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward(const Tensor& pre, const Tensor& 
 template <class Target>
 std::tuple<Tensor, Tensor, Tensor> gru_backward(const OptionalTensor& gy, const OptionalTensor& gs_n, const Tensor& y,
                                                 const Tensor& aux, const Tensor& h0, const OptionalTensor& w,
-                                                const OptionalTensor& lengths, int64_t policy, int64_t window, bool want_lam) {
+                                                const OptionalTensor& lengths, int64_t policy, int64_t window, double decay,
+                                                bool want_lam) {
   auto [delta, gh0, none, lam, none_either] =
-      gated_backward<Target>(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window, want_lam);
+      gated_backward<Target>(GatedCell::Gru, gy, gs_n, {}, y, aux, h0, w, lengths, policy, window, decay, want_lam);
   return {delta, gh0, lam};
 }
 template <class Target>
@@ -119,8 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(const OptionalT
                                                                  const OptionalTensor& gc_n, const Tensor& aux,
                                                                  const Tensor& c0, const OptionalTensor& w,
                                                                  const OptionalTensor& lengths, int64_t policy, int64_t window,
-                                                                 bool want_lam) {
-  return gated_backward<Target>(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window, want_lam);
+                                                                 double decay, bool want_lam) {
+  return gated_backward<Target>(GatedCell::Lstm, gy, gh_n, gc_n, {}, aux, c0, w, lengths, policy, window, decay, want_lam);
 }
 
 }  // namespace rx

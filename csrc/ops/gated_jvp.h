@@ -29,13 +29,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_forward_jvp(GatedCell cell, con
     torch::stable::zero_(dc_n);
   }
   if (dh_n.numel() == 0 || T_ == 0) return {dy, daux, dh_n, dc_n};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   Target::with_dtype(du.scalar_type(), [&](auto zero) {
     using E = decltype(zero);
     using T = ComputeOf<E>;
-    const GatedForwardJvp<T, E> p{shape,           cell,          args.in<E>(du),  args.in<E>(dh0),
-                                  args.in<E>(dc0), args.in<E>(y), args.in<T>(aux), args.in<E>(before),
-                                  args.in<E>(w),   out<E>(dy),    out<T>(daux),    out<E>(dh_n),
+    const GatedForwardJvp<T, E> p{shape,           cell,
+                                  args.in<E>(du),  false,
+                                  In<E>{},         args.in<E>(dh0),
+                                  args.in<E>(dc0), args.in<E>(y),
+                                  args.in<T>(aux), args.in<E>(before),
+                                  args.in<E>(w),   out<E>(dy),
+                                  out<T>(daux),    out<E>(dh_n),
                                   out<E>(dc_n)};
     Target::run(p, du, w);
   });
@@ -73,12 +77,13 @@ std::tuple<Tensor, Tensor, Tensor> gated_backward_jvp(GatedCell cell, const Tens
   Tensor ddelta = make(dgy, {L, T_, B, 4 * n}), dgh0 = make(dgy, {L, B, n});
   Tensor dgc0 = lstm ? make(dgy, {L, B, n}) : make(dgy, {0});
   if (dgh0.numel() == 0 || T_ == 0) return {ddelta, dgh0, dgc0};
-  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B)};
+  const GatedShape shape{L, T_, B, n, args.lengths(lengths, B), 0, T_, false};
   Target::with_dtype(dgy.scalar_type(), [&](auto zero) {
     using E = decltype(zero);
     using T = ComputeOf<E>;
     const GatedBackwardJvp<T, E> p{shape,
                                    cell,
+                                   false,
                                    args.in<E>(dgy),
                                    args.in<E>(dgh_n),
                                    args.in<E>(dgc_n),

@@ -1,4 +1,4 @@
-// A whole LeakyRNN layer as PyTorch ops: the input product, the recurrence, and all gradients (leaky_layer_run.h).
+// A whole LeakyRNN layer as PyTorch ops: the input product, the recurrence, and all gradients (layer_run.h).
 #include "ops/leaky_layer.h"
 #include "ops/leaky_layer_run.h"
 
@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
   Tensor y = make(x, {T_, B, n}), aux = unit_leak ? make(x, {0}) : make(x, {T_, B, n}), s_n = make(x, {B, n});
   if (s_n.numel() == 0 || T_ == 0) return {y, aux, s_n};
   LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
-  if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+  shape.lengths = pointer(lengths);
   const Tensor& pre = unit_leak ? y : aux;
   const Tensor u = dense(w_ih);
   with_dtype(dtype, [&](auto zero) {
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_forward(const Tensor& x_, const Tensor&
     const LeakyForward<T> core{shape,       whole<T>(pre),  whole<T>(y0),    whole<T>(s0),
                                whole<T>(w), whole<T>(leak), whole<T>(drive), b1 || b2 ? bias.get() : nullptr,
                                out<T>(y),   out<T>(aux),    out<T>(s_n)};
-    LayerForward<T>{core, out<T>(pre), whole<T>(x).p, m, whole<T>(u).p}.run();
+    LayerForward<T, LeakyCell<T>>{{n, !unit_leak}, core, out<T>(pre), whole<T>(x).p, m, whole<T>(u).p}.run();
   });
   return {y, aux, s_n};
 }
@@ -65,8 +65,7 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
   check_like(gs_n_, "gs_n", dtype, {B, n});
   check_like(y0_, "y0", dtype, {B, n});
   check_like(transport_, "transport", dtype, {n, n});
-  expect(!lengths_ || (lengths_->scalar_type() == ScalarType::Long && lengths_->dim() == 1 && lengths_->size(0) == B),
-         "lengths must be int64 (B,)");
+  check_lengths(lengths_, B);
   const Tensor x = dense(x_), y = dense(y_), aux = dense(aux_), leak = dense(leak_);
   const OptionalTensor gy = dense(gy_), gs_n = dense(gs_n_), y0 = dense(y0_), lengths = dense(lengths_);
   const OptionalTensor transport = policy == 1 ? OptionalTensor() : dense(transport_);
@@ -82,7 +81,7 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
     return {dx, du, dw, db, delta, gy0, gs0, lam};
   }
   LeakyShape shape = leaky_shape(1, T_, B, n, form, act, unit_leak);
-  if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+  shape.lengths = pointer(lengths);
   const Tensor w_ih = dense(w_ih_);
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -104,9 +103,18 @@ Gradients layer_backward(const OptionalTensor& gy_, const OptionalTensor& gs_n_,
                                 out<T>(gs0),
                                 out<T>(lam),
                                 nullptr};
-    const LayerGradients<T> gradients{core,       whole<T>(x).p, whole<T>(y0).p, m,         whole<T>(w_ih).p,
-                                      out<T>(dx), out<T>(du),    out<T>(dw),     out<T>(db)};
-    LayerBackward<T>(gradients).run();
+    LayerBackward<T, LeakyCell<T>>({{n, !unit_leak},
+                                    core,
+                                    whole<T>(x).p,
+                                    whole<T>(y0).p,
+                                    m,
+                                    whole<T>(w_ih).p,
+                                    out<T>(dx),
+                                    out<T>(du),
+                                    out<T>(dw),
+                                    out<T>(db),
+                                    nullptr})
+        .run();
   });
   return {dx, du, dw, db, delta, gy0, gs0, lam};
 }

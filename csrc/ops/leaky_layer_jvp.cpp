@@ -1,61 +1,10 @@
 // Tangents of a whole LeakyRNN layer in k directions as PyTorch ops, piece by piece of the time axis like the layer itself.
 // Tangents have a leading dimension k, primal tensors have none.
+#include "ops/layer_jvp.h"
 #include "ops/leaky_layer.h"
 
 namespace rx {
 namespace {
-
-// out += or = a b: the first product of a sum overwrites.
-class Sum {
- public:
-  explicit Sum(const Tensor& out) : out_(out) {}
-  Sum(const Tensor& out, const Tensor& base) : out_(out), base_(base) {}
-  void add(const Tensor& a, const Tensor& b) {
-    if (started_) {
-      addmm_out(out_, out_, a, b);
-    } else if (base_) {
-      addmm_out(out_, *base_, a, b);
-    } else {
-      mm_out(out_, a, b);
-    }
-    started_ = true;
-  }
-  void finish() {
-    Tensor out = out_;
-    if (started_) return;
-    if (base_) {
-      torch::stable::copy_(out, *base_);
-    } else {
-      torch::stable::zero_(out);
-    }
-  }
-
- private:
-  Tensor out_;
-  OptionalTensor base_;
-  bool started_ = false;
-};
-
-template <class T>
-In<T> directions(const OptionalTensor& x) {
-  return x ? In<T>{static_cast<const T*>(x->const_data_ptr()), true} : In<T>{};
-}
-
-// Directions worked on together: enough rows to fill a tile of the recurrence, few enough to stay in the L2 cache.
-// A divisor of k, so that all groups are alike.
-int64_t group_size(int64_t k, int64_t B) {
-  int64_t group = std::min(k, std::max<int64_t>(1, kTileRowsMax / std::max<int64_t>(1, B)));
-  while (k % group) --group;
-  return group;
-}
-template <class T>
-In<T> from_direction(In<T> x, int64_t offset) {
-  return {x.p ? x.p + offset : nullptr, x.lead};
-}
-template <class T>
-T* from_direction(T* x, int64_t offset) {
-  return x ? x + offset : nullptr;
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const OptionalTensor& dx_, const OptionalTensor& dw_ih_,
                                                              const OptionalTensor& dbias_, const OptionalTensor& dy0_,
@@ -93,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward_jvp(int64_t k, const Op
   Tensor last = want_du || lam ? make(x, {k, T_, B, n}) : make(x, {0});
   if (ds_n.numel() == 0 || T_ == 0) return {dy, daux, ds_n, last};
   LeakyShape shape = leaky_shape(k, T_, B, n, form, act, unit_leak);
-  if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+  shape.lengths = pointer(lengths);
   const Tensor pre = unit_leak ? dy : daux;  // written in place
   const Tensor u = Rows(dense(w_ih), m).transposed(0, n);
   const Rows pre2(pre, n), x2(x, m), y2(y, n), dx2(dx ? *dx : x, m), du2(dw_ih ? *dw_ih : x, m), dw2(dw ? *dw : x, n);
@@ -200,9 +149,9 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
                        dleak = dense(dleak_), dw_ih = dense(dw_ih_), dx = dense(dx_), dgy = dense(dgy_);
   const bool keep = needs & kNeedDelta;
   Tensor ddx = make_if(needs & kNeedX, x, {k, T_, B, m});
-  Tensor ddu = needs & kNeedInputWeight ? zeros_like_size(x, {k, n, m}) : make(x, {0});
-  Tensor ddw = needs & kNeedWeight ? zeros_like_size(x, {k, n, n}) : make(x, {0});
-  Tensor ddb = needs & kNeedBias ? zeros_like_size(x, {k, n}) : make(x, {0});
+  Tensor ddu = zeros_if(needs & kNeedInputWeight, x, {k, n, m});
+  Tensor ddw = zeros_if(needs & kNeedWeight, x, {k, n, n});
+  Tensor ddb = zeros_if(needs & kNeedBias, x, {k, n});
   Tensor ddelta = make_if(keep, x, {k, T_, B, n});
   Tensor dgy0 = make_if(needs & kNeedInitial, x, {k, B, n}), dgs0 = make_if(needs & kNeedInitial, x, {k, B, n});
   Tensor dlam = make_if(want_dlam, x, {k, T_, B, n});
@@ -211,7 +160,7 @@ Tangents layer_backward_jvp(int64_t k, const OptionalTensor& dgy_, const Optiona
     return {ddx, ddu, ddw, ddb, ddelta, dgy0, dgs0, dlam};
   }
   LeakyShape shape = leaky_shape(k, T_, B, n, form, act, unit_leak);
-  if (lengths) shape.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+  shape.lengths = pointer(lengths);
   const Tensor w_ih = dense(w_ih_);
   const Rows x2(x, m), y2(y, n), delta2(delta, n), dy2(dy, n), dgy2(dgy ? *dgy : x, n), dx2(dx ? *dx : x, m),
       du2(dw_ih ? *dw_ih : x, m), dw2(dw ? *dw : x, n), dy02(dy0 ? *dy0 : x, n), ddx2(ddx, m), ddu2(ddu, m), ddw2(ddw, n),

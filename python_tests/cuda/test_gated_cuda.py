@@ -88,10 +88,10 @@ def test_the_bound_tells_policies_apart(cell, dtype):
             ]
             exact[0] = torch.ones(1, 6, 5, 37, dtype=torch.float64)
             exact[1] = exact[1] * 0
-            if exact[-5] is None:
-                exact[-5] = problem.w
+            if exact[-6] is None:
+                exact[-6] = problem.w
             deltas.append(reference(name)(*exact)[0])
-    assert len(deltas) == 5
+    assert len(deltas) == 6
     for i, a in enumerate(deltas):
         for b in deltas[:i]:
             assert error_of(a, b) > 2 * tolerance(dtype, 6, 37)
@@ -216,8 +216,8 @@ def test_refusals_name_the_argument(ops):
         ops.gru_backward(*half)
     half[3] = half[3].float()
     with pytest.raises(RuntimeError, match="policy must be 0"):
-        ops.gru_backward(*half[:-3], 3, 0, True)
-    assert ops.gru_backward(*half[:-3], LOCAL, 0, True)[0].dtype == torch.float16
+        ops.gru_backward(*half[:-4], 3, 0, 0.0, True)
+    assert ops.gru_backward(*half[:-4], LOCAL, 0, 0.0, True)[0].dtype == torch.float16
     with pytest.raises(RuntimeError, match="float32 or float64"):
         torch.ops.rtrl_ext.gru_backward(*half)
 

@@ -37,7 +37,7 @@ class Problem:
             return "gru_forward", (self.pre, *self.first, self.w, self.bias, self.lengths)
         return "lstm_forward", (self.pre, *self.first, self.w, self.lengths)
 
-    def backward(self, y, aux, policy, window, plain):
+    def backward(self, y, aux, policy, window, plain, decay=0.0):
         L, B, n = self.L, self.B, self.n
         gy = self.normal(L, self.T, B, n)
         final = [None if plain else self.normal(L, B, n) for _ in range(self.states)]
@@ -52,6 +52,7 @@ class Problem:
             self.lengths,
             policy,
             window,
+            decay,
             not plain,
         )
 
@@ -74,17 +75,17 @@ def test_forward(shape, cell, dtype):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward(shape, cell, policy, dtype):
-    for ragged, shared, window, plain in (
-        (False, False, 0, True),
-        (True, False, 2, False),
-        (False, True, 0, False),
-        (True, True, 1, False),
+    for ragged, shared, window, plain, decay in (
+        (False, False, 0, True, 0.0),
+        (True, False, 2, False, 0.5),
+        (False, True, 0, False, 0.0),
+        (True, True, 1, False, 0.9),
     ):
         p = Problem(cell, shape, dtype, shared, ragged)
         name, arguments = p.forward()
         y, aux, *_ = reference(name)(*arguments)
         window = 0 if policy == DIAGONAL else window
-        name, arguments = p.backward(y, aux, policy, window, plain)
+        name, arguments = p.backward(y, aux, policy, window, plain, decay)
         same(getattr(ops, name)(*arguments), reference(name)(*arguments), dtype)
         arguments = (None, *arguments[1:])
         same(getattr(ops, name)(*arguments), reference(name)(*arguments), dtype)
@@ -121,7 +122,9 @@ def test_tangents(shape, cell, ragged):
         else:
             y, aux, *ends = lstm.lstm_forward(pre, *first, w, p.lengths)
             saved = (aux, first[1], w)
-        back = getattr(module, f"{cell}_backward")(gy, *final, *saved, p.lengths, FULL, 0, True)
+        back = getattr(module, f"{cell}_backward")(
+            gy, *final, *saved, p.lengths, FULL, 0, 0.0, True
+        )
         return (y, aux, *ends), back
 
     (values, back), (tangents, dback) = torch.func.jvp(
@@ -184,11 +187,11 @@ def test_refusals_name_the_argument():
         ops.gru_forward(pre[..., :8], h0, w, bias, None)
     y, aux, _ = ops.gru_forward(pre, h0, w, bias, None)
     with pytest.raises(RuntimeError, match="policy must be 0"):
-        ops.gru_backward(y, None, y, aux, h0, w, None, 3, 0, False)
+        ops.gru_backward(y, None, y, aux, h0, w, None, 3, 0, 0.0, False)
     with pytest.raises(RuntimeError, match="w is needed by every policy but 1"):
-        ops.gru_backward(y, None, y, aux, h0, None, None, 0, 0, False)
+        ops.gru_backward(y, None, y, aux, h0, None, None, 0, 0, 0.0, False)
     with pytest.raises(RuntimeError, match="window must be at least 0, and 0 with policy 2"):
-        ops.gru_backward(y, None, y, aux, h0, w, None, 2, 3, False)
+        ops.gru_backward(y, None, y, aux, h0, w, None, 2, 3, 0.0, False)
 
 
 def test_nothing_to_do():

@@ -37,10 +37,10 @@ class Problem:
             return gru.gru_forward(self.pre, self.state[0], self.w, self.b_hn, self.lengths)
         return lstm.lstm_forward(self.pre, *self.state, self.w, self.lengths)
 
-    def backward(self, policy, window=0):
+    def backward(self, policy, window=0, decay=0.0):
         """Gradients of pre, w, b_hn (GRU) and the initial states under a rule."""
         y, aux, *_ = self.forward()
-        options = (self.lengths, policy, window, False)
+        options = (self.lengths, policy, window, decay, False)
         if self.cell == "gru":
             saved = (y, aux, self.state[0], self.w)
             delta, *first, _ = gru.gru_backward(self.gy, self.g_state[0], *saved, *options)
@@ -86,6 +86,25 @@ class Problem:
             allow_unused=True,
         )
         return [torch.zeros_like(a) if g is None else g for g, a in zip(found, wanted, strict=True)]
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("steps", "batch"), SIZES)
+def test_decay_filters_the_learning_signal(cell, steps, batch, window):
+    """sum_t L_t F_t with F_t = sum_{s <= t} d^(t-s) e_s, as d^(t-s) summed over t for every s."""
+    p, decay = Problem(cell, steps, batch), 0.7
+    found = p.backward(LOCAL, window, decay)
+    plain = p.backward(LOCAL, window)
+    lag = torch.arange(steps) - torch.arange(steps)[:, None]
+    powers = torch.where(lag >= 0, decay ** lag.clamp_min(0).double(), torch.zeros(()))
+    p.gy[:, -1] += p.g_state[0]
+    p.g_state[0] = torch.zeros_like(p.g_state[0])
+    p.gy = torch.einsum("st,ltbj->lsbj", powers, p.gy)
+    same(found, [g.unsqueeze(0) for g in p.loop(LOCAL, window)])
+    if steps > 1:
+        assert relative(found[1], plain[1]) > 1e-2
+    same(p.backward(FULL, 0, decay), p.backward(FULL))
 
 
 def relative(a, b):
@@ -191,8 +210,9 @@ def test_without_recurrent_weights_the_rules_agree(cell):
 def test_ragged_rows_and_replicas_equal_separate_sequences(cell, policy):
     p = Problem(cell, 6, 4, lead=2, ragged=True)
     window = 0 if policy == DIAGONAL else 2
+    decay = 0.4 if policy == LOCAL else 0.0
     y, _, *finals = p.forward()
-    found = p.backward(policy, window)
+    found = p.backward(policy, window, decay)
     total = torch.zeros_like(found[1])
     for replica in range(2):
         for b, length in enumerate(p.lengths.tolist()):
@@ -207,7 +227,7 @@ def test_ragged_rows_and_replicas_equal_separate_sequences(cell, policy):
             assert not y[replica, length:, b].any()
             for a, c in zip(finals, finals_one, strict=True):
                 torch.testing.assert_close(a[replica, b], c[0, 0])
-            grads = one.backward(policy, window)
+            grads = one.backward(policy, window, decay)
             torch.testing.assert_close(found[0][replica, :length, b], grads[0][0, :, 0])
             assert not found[0][replica, length:, b].any()
             total[replica] += grads[1][0]

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pathlib
 import pickle
 
 import pytest
@@ -22,6 +23,7 @@ from rtrl_ext.rules import (
     Scaled,
     SnAp1,
 )
+from rtrl_ext.rules._table import CELLS as TABLE_CELLS
 
 TYPES = torch.tensor([0, 1, 0])
 
@@ -199,9 +201,53 @@ def test_table_lists_every_rule():
     assert list(rows)[:7] == ["bptt", "tbptt", "immediate", "eprop", "snap1", "mdgl", "modprop"]
     assert {"custom", "scaled", "projected", "matched-noise"} <= set(rows)
     for row in rows.values():
-        assert row["cells"] == ["LeakyRNN"] and row["modes"] == ["sequence"] and row["cost"]
+        assert "LeakyRNN" in row["cells"] and row["modes"] == ["sequence"] and row["cost"]
+    on_lru = [name for name, row in rows.items() if "LRU" in row["cells"]]
+    assert on_lru == ["bptt", "tbptt", "immediate", "snap1"]
     assert rows["eprop"]["aliases"] == ["rflo", "three-factor"]
     assert rows["tbptt"]["parameters"] == "(k: int)"
+
+
+def some(cls):
+    """A rule of a class, for 4 units."""
+    given = {
+        "TBPTT": {"k": 2}, "MDGL": {"cell_specific": True}, "ModProp": {"cell_specific": True},
+        "Custom": {"name": "c", "local": "unit", "transport": lambda *_: (None, None)},
+        "Scaled": {"rule": "bptt", "factor": 2.0}, "Projected": {"rule": "bptt"},
+        "MatchedNoise": {"rule": "bptt", "seed": 1},
+    }  # fmt: skip
+    return cls(**given.get(cls.__name__, {}))
+
+
+def test_matrix_of_rules_and_cells_is_what_modules_take():
+    """Every pair: the module takes the rule where the table says so, and refuses it elsewhere."""
+    found = [vars(rules)[name] for name in rules.__all__]
+    kinds = [c for c in found if isinstance(c, type) and issubclass(c, rules.Rule)]
+    classes = {getattr(c, "name", "custom"): c for c in kinds if c is not rules.Rule}
+    rows = rules.table()
+    cells = {c for row in rows for c in row["cells"]}
+    assert cells <= set(TABLE_CELLS)
+    for row in rows:
+        rule = some(classes[row["name"]])
+        for cell in cells:
+            net = getattr(rx, cell)(3, 4)
+            if cell in row["cells"]:
+                net.rule = rule
+                y = net(torch.randn(3, 2, 3))[0]
+                y.sum().backward()
+                assert all(p.grad is not None for p in net.parameters())
+            else:
+                with pytest.raises(ValueError, match=f"not defined for {cell}; it goes with .*; "):
+                    net.rule = rule
+                with pytest.raises(ValueError, match="not defined for"):
+                    getattr(rx, cell)(3, 4, rule=rule)
+    lines = repr(rows).splitlines()
+    assert lines[0].split() == ["rule", *TABLE_CELLS, "modes"] and len(lines) == len(rows) + 1
+
+
+def test_docs_show_the_matrix():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+    assert rules.table().to_markdown() in page
 
 
 def test_rule_of_a_module_is_checked_at_construction_and_assignment():

@@ -17,6 +17,7 @@ from ..curvature._evaluation import Problem, kept_random_state
 from ..curvature._params import select, unwrap
 from ..nn import FeedbackLinear
 from ..nn.base import RecurrentBase
+from ..nn.lru import LRU
 
 _EXACT = _rules.BPTT()
 
@@ -78,7 +79,7 @@ def alignment(
     if rule is not None and rules is not None:
         raise ValueError("rule and rules: got both, expected one of them")
     chosen = _named(rules) if rules is not None else {"": None if rule is None else _get(rule)}
-    modules = [m for m in model.modules() if isinstance(m, RecurrentBase)]
+    modules = [m for m in model.modules() if isinstance(m, RecurrentBase | LRU)]
     feedback = any(
         isinstance(m, FeedbackLinear) and m.feedback is not None for m in model.modules()
     )
@@ -121,7 +122,7 @@ def _named(rules: Any) -> "dict[str, _rules.Rule | None]":
 def _gradients(
     problem: Problem,
     chosen: "dict[str, _rules.Rule | None]",
-    modules: Sequence[RecurrentBase],
+    modules: Sequence[RecurrentBase | LRU],
     feedback: bool,
 ) -> dict[str, Tensor]:
     """The flattened gradient of every chosen rule and of BPTT, summed over batches."""
@@ -143,7 +144,7 @@ def _gradients(
 def _one_batch(
     problem: Problem,
     chosen: "dict[str, _rules.Rule | None]",
-    modules: Sequence[RecurrentBase],
+    modules: Sequence[RecurrentBase | LRU],
     feedback: bool,
     x: Any,
     target: Any,
@@ -159,7 +160,7 @@ def _one_batch(
         with contextlib.nullcontext() if shared_own else _with_rule(modules, _EXACT):
             loss, leaves = _forward(problem, x, target)
         for i, (key, r) in enumerate(together.items()):
-            override = contextlib.nullcontext() if r is None else _state.override_rule(r.leaky)
+            override = contextlib.nullcontext() if r is None else _state.override_rule(r.policy)
             with override:
                 found[key] = _backward(loss, leaves, retain=i + 1 < len(together))
         del loss, leaves
@@ -193,7 +194,9 @@ def _backward(loss: Tensor, leaves: list[Tensor], retain: bool = False) -> Tenso
 
 
 @contextlib.contextmanager
-def _with_rule(modules: Sequence[RecurrentBase], rule: "_rules.Rule | None") -> Iterator[None]:
+def _with_rule(
+    modules: Sequence[RecurrentBase | LRU], rule: "_rules.Rule | None"
+) -> Iterator[None]:
     """Forward and backward passes inside run under ``rule`` (None: each module's own).
 
     What the modules' own rules remember between calls is kept from change.

@@ -209,7 +209,7 @@ def _gradients(
         references = [_parameters(_gradients(saved, gy, gs_n, r)) for r in rule.references()]
         return own | rule.combine(_parameters(own), references, {}, saved.mask)
     want_lam = "leak" in saved.shapes and saved.history.form == 0
-    adjoint = rule.leaky_adjoint(saved.history, gy, gs_n, want_lam)
+    adjoint = rule.adjoint(saved.history, gy, gs_n, want_lam)
     return {name: saved.fit(name, g) for name, g in saved.gradients(adjoint).items()}
 
 

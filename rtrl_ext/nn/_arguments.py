@@ -14,19 +14,21 @@ from .._checks import check_lengths, check_like, check_shape, check_tensor
 class Arguments:
     """A call's arguments, time-major and batched, and how to hand the results back.
 
-    x (T, B, m); h0 (layers, B, n) or None; drive: per layer (T, B, n) or None; lengths (B,) int64
-    or None.
+    x (T, B, m); states: the initial ones, each (layers, B, n), or None for zeros; drive: per layer
+    (T, B, G n) or None; lengths (B,) int64 or None.
     """
 
     x: Tensor
-    h0: Tensor | None
+    states: tuple[Tensor, ...] | None
     drive: list[Tensor | None]
     lengths: Tensor | None
     batch_first: bool
     unbatched: bool
     packed: PackedSequence | None
 
-    def results(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
+    def results(
+        self, output: Tensor, finals: tuple[Tensor, ...]
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         """Output (T, B, n) and final states (layers, B, n) in the caller's layout."""
         if self.packed is not None:
             order = self.packed.sorted_indices
@@ -35,10 +37,10 @@ class Arguments:
             data = pack_padded_sequence(rows, lengths)
             return PackedSequence(
                 data.data, self.packed.batch_sizes, order, self.packed.unsorted_indices
-            ), h_n
+            ), finals
         if self.unbatched:
-            return output.squeeze(1), h_n.squeeze(1)
-        return (output.transpose(0, 1) if self.batch_first else output), h_n
+            return output.squeeze(1), tuple(s.squeeze(1) for s in finals)
+        return (output.transpose(0, 1) if self.batch_first else output), finals
 
 
 def _packed_lengths(packed: PackedSequence) -> Tensor:
@@ -60,11 +62,13 @@ def prepare(
     batch_first: bool,
     weight: Tensor,
     any_dtype: bool,
+    gates: int = 1,
+    state_names: tuple[str, ...] = ("h0",),
 ) -> Arguments:
     """Check a recurrent module's arguments (TypeError, ValueError) and bring them into one layout.
 
-    ``weight`` gives the expected dtype and device; ``any_dtype`` (autocast) allows other floating
-    dtypes.
+    ``h0`` is a tensor, or with several ``state_names`` a tuple of them. ``weight`` gives the
+    expected dtype and device; ``any_dtype`` (autocast) allows other floating dtypes.
     """
     packed = None
     if isinstance(x, PackedSequence):
@@ -98,21 +102,36 @@ def prepare(
     if steps == 0:
         raise ValueError("x has T = 0 steps; expected at least one")
     n, one = hidden_size, (batch,) if not unbatched else ()
+    states = None
     if h0 is not None:
-        check_shape("h0", h0, (num_layers, *one, n))
-        check("h0", h0)
-        h0 = h0.unsqueeze(1) if unbatched else h0
+        states = tuple_of_states(h0, state_names)
+        for name, state in zip(state_names, states, strict=True):
+            check_shape(name, state, (num_layers, *one, n))
+            check(name, state)
+        states = tuple(s.unsqueeze(1) for s in states) if unbatched else states
     if unbatched and lengths is not None:
         raise ValueError("lengths came with an unbatched x; expected a batch (T, B, input_size)")
     return Arguments(
         x,
-        h0,
-        _drives(drive, check, steps, batch, n, num_layers, batch_first, unbatched),
+        states,
+        _drives(drive, check, steps, batch, gates * n, num_layers, batch_first, unbatched),
         check_lengths(lengths, steps, batch, x.device),
         batch_first,
         unbatched,
         packed,
     )
+
+
+def tuple_of_states(h0: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The initial states as a tuple; TypeError or ValueError for another number of them."""
+    if names == ("h0",):
+        return (h0,)
+    wanted = f"a tuple ({', '.join(names)}{',' if len(names) == 1 else ''})"
+    if not isinstance(h0, (tuple, list)):
+        raise TypeError(f"h0 is a {type(h0).__name__}; expected {wanted}")
+    if len(h0) != len(names):
+        raise ValueError(f"h0 has {len(h0)} tensors; expected {wanted}")
+    return tuple(h0)
 
 
 def _drives(

@@ -27,6 +27,8 @@ class RecurrentBase(TorchChecks, nn.Module):
 
     cell: ClassVar[str]
     gates: ClassVar[int] = 1
+    #: the initial states; with more than one, h0 and h_n are tuples
+    state_names: tuple[str, ...] = ("h0",)
 
     mask: Tensor | None
 
@@ -117,9 +119,14 @@ class RecurrentBase(TorchChecks, nn.Module):
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew, uniform in ±1/sqrt(n), as ``torch.nn.RNNBase`` does."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for weights in self.all_weights:
-            for weight in weights:
-                nn.init.uniform_(weight, -bound, bound)
+        for names in self._all_weights:
+            for name in names:
+                weight = self._parameters.get(name)
+                if weight is not None:
+                    nn.init.uniform_(weight, -bound, bound)
+                else:  # parametrized: a value is assigned, by way of its right_inverse
+                    drawn = torch.empty_like(getattr(self, name).detach())
+                    setattr(self, name, nn.init.uniform_(drawn, -bound, bound))
 
     def flatten_parameters(self) -> None:
         """Does nothing; here for code written for ``torch.nn.RNNBase``."""
@@ -138,13 +145,13 @@ class RecurrentBase(TorchChecks, nn.Module):
         self,
         layer: int,
         x: Tensor,
-        h0: Tensor | None,
+        states: tuple[Tensor, ...] | None,
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
         seed: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs (T, B, n) and final state (B, n) of one layer."""
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Outputs (T, B, n) and final states (B, n) of one layer."""
         raise NotImplementedError
 
     def _noise_seed(self, device: torch.device) -> Tensor | None:
@@ -154,18 +161,20 @@ class RecurrentBase(TorchChecks, nn.Module):
     def forward(
         self,
         x: Tensor | PackedSequence,
-        h0: Tensor | None = None,
+        h0: Any = None,
         *,
         drive: Tensor | None = None,
         lengths: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+    ) -> tuple[Tensor | PackedSequence, Any]:
         """Run whole sequences.
 
         x: (T, B, input_size), (B, T, input_size) with ``batch_first``, (T, input_size) unbatched,
             or a PackedSequence.
-        h0: initial states (layers, B, n), zeros if None; (layers, n) for an unbatched x.
-        drive: added to the pre-activations of the first layer, shaped as the output; or with a
-            leading dimension (layers, ...) one for each layer.
+        h0: initial states (layers, B, n), zeros if None; (layers, n) for an unbatched x; a tuple of
+            them for cells with several states.
+        drive: added to the pre-activations of the first layer, shaped as the output, times the
+            number of gates in its last size; or with a leading dimension (layers, ...) one for
+            each layer.
         lengths: (B,) integers from 1 to T: outputs past a row's length are zero, ``h_n`` is its
             last state.
 
@@ -186,27 +195,31 @@ class RecurrentBase(TorchChecks, nn.Module):
             x, h0, drive, lengths,
             input_size=self.input_size, hidden_size=self.hidden_size, num_layers=self.num_layers,
             batch_first=self.batch_first, weight=weight, any_dtype=half is not None,
+            gates=self.gates, state_names=self.state_names,
         )  # fmt: skip
         rule = _EXACT if _state.exact_enabled() else self.rule
         rule = rule.time_major(self.batch_first, args.unbatched)
         seed = self._noise_seed(args.x.device)
         if half is None:
-            output, h_n = self._run(args, rule, seed)
+            output, finals = self._run(args, rule, seed)
         else:
             args.x = args.x.to(half)
-            args.h0 = None if args.h0 is None else args.h0.to(half)
+            args.states = None if args.states is None else tuple(s.to(half) for s in args.states)
             args.drive = [None if d is None else d.to(half) for d in args.drive]
             with torch.autocast(weight.device.type, enabled=False):
-                output, h_n = self._run(args, rule, seed)
-        return args.results(output, h_n)
+                output, finals = self._run(args, rule, seed)
+        result, finals = args.results(output, finals)
+        return result, finals[0] if self.state_names == ("h0",) else finals
 
-    def _run(self, args: Any, rule: Rule, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, finals = args.x, []
+    def _run(self, args: Any, rule: Rule, seed: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, each = args.x, []
         for layer in range(self.num_layers):
-            h0 = None if args.h0 is None else args.h0[layer]
-            y, h_n = self._run_layer(layer, y, h0, args.drive[layer], args.lengths, rule, seed)
-            finals.append(h_n)
-        return y, finals[0].unsqueeze(0) if len(finals) == 1 else torch.stack(finals)
+            states = None if args.states is None else tuple(s[layer] for s in args.states)
+            y, last = self._run_layer(layer, y, states, args.drive[layer], args.lengths, rule, seed)
+            each.append(last)
+        if len(each) == 1:
+            return y, tuple(s.unsqueeze(0) for s in each[0])
+        return y, tuple(torch.stack(of_layers) for of_layers in zip(*each, strict=True))
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 
 from ..rules import Rule, get
+from .base import RecurrentBase
+from .gated import GRU, LSTM
 from .leaky_rnn import LeakyRNN
 
 _HOOKS = (
@@ -20,20 +22,22 @@ _HOOKS = (
 
 
 def convert(model: nn.Module, rule: str | Rule = "bptt") -> nn.Module:
-    """Replace every ``torch.nn.RNN`` in ``model`` by a `LeakyRNN` (``leak=1``) under ``rule``.
+    """Replace every ``torch.nn.RNN``, ``GRU`` and ``LSTM`` in ``model`` by ours, under ``rule``.
+
+    An RNN becomes a `LeakyRNN` with ``leak=1``.
 
     The Parameter objects stay the same, so that existing optimizers keep working, and so do hooks
     and the training flag. A module that occurs at several places is replaced by one module.
 
     Returns ``model``, changed in place, or the new module if ``model`` itself is recurrent.
     Raises TypeError if ``model`` is no module, ValueError, naming the path, for what cannot be
-    replaced: GRU and LSTM (not available yet), subclasses, parametrized modules, dropout,
-    bidirectional or projected ones. A refused call changes nothing.
+    replaced: subclasses, parametrized modules, dropout, bidirectional or projected ones, and a rule
+    that isn't defined for a module's cell. A refused call changes nothing.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     chosen = get(rule)
-    made: dict[int, LeakyRNN] = {}
+    made: dict[int, RecurrentBase] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
             made[id(module)] = _converted(module, path or "the model itself", chosen)
@@ -46,12 +50,14 @@ def convert(model: nn.Module, rule: str | Rule = "bptt") -> nn.Module:
     return model
 
 
-def _converted(module: nn.RNNBase, path: str, rule: Rule) -> LeakyRNN:
+def _converted(module: nn.RNNBase, path: str, rule: Rule) -> RecurrentBase:
     kind = type(module).__name__
-    if type(module) in (nn.GRU, nn.LSTM):
-        raise ValueError(f"{path} is a torch.nn.{kind}; only torch.nn.RNN can be converted so far")
-    if type(module) is not nn.RNN:
-        raise ValueError(f"{path} is a {kind}, a subclass of torch's; expected torch.nn.RNN itself")
+    ours: dict[type, type[RecurrentBase]] = {nn.RNN: LeakyRNN, nn.GRU: GRU, nn.LSTM: LSTM}
+    if type(module) not in ours:
+        raise ValueError(
+            f"{path} is a {kind}, a subclass of torch's; expected torch.nn.RNN, GRU or LSTM itself"
+        )
+    cls = ours[type(module)]
     options: dict[str, Any] = {
         "dropout": (module.dropout, 0.0),
         "bidirectional": (module.bidirectional, False),
@@ -59,11 +65,24 @@ def _converted(module: nn.RNNBase, path: str, rule: Rule) -> LeakyRNN:
     }
     for name, (came, expected) in options.items():
         if came != expected:
-            raise ValueError(f"{path} has {name}={came}; expected {expected}, as LeakyRNN has none")
-    new = LeakyRNN(
-        module.input_size, module.hidden_size, module.num_layers, module.nonlinearity,
-        bool(module.bias), module.batch_first, rule=rule, device="meta",
-    )  # fmt: skip
+            raise ValueError(
+                f"{path} has {name}={came}; expected {expected}, as {cls.__name__} has none"
+            )
+    try:
+        rule.check(cls.cell, module.hidden_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    new: RecurrentBase
+    sizes = (module.input_size, module.hidden_size, module.num_layers)
+    if isinstance(module, nn.RNN):
+        new = LeakyRNN(
+            *sizes, module.nonlinearity, bool(module.bias), module.batch_first,
+            rule=rule, device="meta",
+        )  # fmt: skip
+    else:
+        new = (GRU if isinstance(module, nn.GRU) else LSTM)(
+            *sizes, bool(module.bias), module.batch_first, rule=rule, device="meta"
+        )
     weight = module.all_weights[0][0]
     new.to_empty(device=weight.device).to(weight.dtype)
     for name in [n for names in new._all_weights for n in names]:

@@ -148,12 +148,12 @@ class LeakyRNN(RecurrentBase):
         self,
         layer: int,
         x: Tensor,
-        h0: Tensor | None,
+        states: tuple[Tensor, ...] | None,
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
         seed: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leak = self._leak_of(layer)
         if seed is not None:
             noise = self._noise(x, leak, layer, seed)
@@ -162,12 +162,14 @@ class LeakyRNN(RecurrentBase):
         if x.dtype != weights[0].dtype:
             weights = [w.to(x.dtype) for w in weights]
         w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
-        return leaky_layer(
+        h0 = None if states is None else states[0]
+        y, h_n = leaky_layer(
             x, h0, w_ih, w_hh, b_ih, b_hh, leak,
             drive=drive, mask=self.mask, lengths=lengths, form=self.form,
             nonlinearity=self.nonlinearity, unit_leak=self._unit_leak(), rule=rule,
             state=self._rule_states[layer],
         )  # fmt: skip
+        return y, (h_n,)
 
     def extra_repr(self) -> str:
         values = self._leak_source

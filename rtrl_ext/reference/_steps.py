@@ -37,6 +37,19 @@ def final(gs_n: Tensor | None, lengths: Tensor | None, t: int, steps: int, zero:
     return torch.where((lengths == t + 1).unsqueeze(1), gs_n, zero)
 
 
+def signals(
+    gy: Tensor | None,
+    gs_n: Tensor | None,
+    lengths: Tensor | None,
+    t: int,
+    steps: int,
+    zero: Tensor,
+) -> Tensor:
+    """The gradient of the outputs of step t, with that of the final state in rows that end."""
+    last = final(gs_n, lengths, t, steps, zero)
+    return last if gy is None else gy[:, t] + last
+
+
 def cut(lengths: Tensor | None, t: int, steps: int, window: int, like: Tensor) -> Tensor:
     """Bool, (B, 1) or (): whether what step t+1 hands to step t is dropped; window > 0."""
     if lengths is None:

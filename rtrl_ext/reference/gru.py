@@ -14,8 +14,8 @@ operation.
 import torch
 from torch import Tensor
 
-from ._steps import active, cut, expand, final, leading, stack, where
-from .leaky_rnn import DIAGONAL, FULL
+from ._steps import active, cut, expand, leading, signals, stack, where
+from .leaky_rnn import DIAGONAL, FULL, LOCAL
 
 
 def gru_forward(
@@ -44,40 +44,49 @@ def gru_backward(
     y: Tensor,
     aux: Tensor,
     h0: Tensor,
-    w: Tensor,
+    w: Tensor | None,
     lengths: Tensor | None,
     policy: int,
     window: int,
+    decay: float,
     want_lam: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One backward recursion: what passes from h_t to h_{t-1} is z, and under FULL the products
     with W, under DIAGONAL each unit's own entries of W, under LOCAL nothing else.
 
     ``window`` > 0 (FULL and LOCAL) drops what is carried past every ``window``-th step counted
-    from the end. Returns ``delta`` (L, T, B, 4n): the gradients of the pre-activations of r, z and
+    from the end; ``decay`` (LOCAL only) filters the learning signal, gy and gs_n, backwards.
+    Returns ``delta`` (L, T, B, 4n): the gradients of the pre-activations of r, z and
     q, and of m; and the gradient of ``h0`` (L, B, n). The gradient of ``pre`` is the first three
     quarters; that of W_r, W_z, W_q is what the first, second and last quarter leave with
     ``h_{t-1}``. Third: the adjoint of h_t (L, T, B, n), or (0,) without ``want_lam``.
     """
+    if policy == LOCAL:
+        w = None
+    elif w is None:
+        raise ValueError("w is None; expected the weight under every policy but LOCAL")
     lead = leading(gy, gs_n, y, aux, h0, w)
     steps, batch, n = y.shape[1:]
     zero = torch.zeros(lead, batch, n, dtype=y.dtype, device=y.device)
-    own = torch.diagonal(w.unflatten(1, (3, n)), dim1=2, dim2=3).unsqueeze(2)  # (L, 3, 1, n)
-    carried, deltas, lams = zero, [], []
+    own = zero  # each unit's weights to itself (L, 3, 1, n)
+    if w is not None and policy == DIAGONAL:
+        own = torch.diagonal(w.unflatten(1, (3, n)), dim1=2, dim2=3).unsqueeze(2)
+    carried, filtered, deltas, lams = zero, zero, [], []
     for t in reversed(range(steps)):
         on = active(lengths, t)
         before = expand(h0, lead) if t == 0 else y[:, t - 1]
         r, z, q, m = aux[:, t].chunk(4, -1)
         if window > 0:
             carried = torch.where(cut(lengths, t, steps, window, y), zero, carried)
-        lam = carried + final(gs_n, lengths, t, steps, zero)
-        if gy is not None:
-            lam = lam + gy[:, t]
+        signal = signals(gy, gs_n, lengths, t, steps, zero)
+        if policy == LOCAL and decay != 0:
+            signal = filtered = where(on, signal + decay * filtered)
+        lam = carried + signal
         d_z = lam * (before - q) * z * (1 - z)
         d_q = lam * (1 - z) * (1 - q * q)
         d_r, d_m = d_q * m * r * (1 - r), d_q * r
         moved = lam * z
-        if policy == FULL:
+        if w is not None and policy == FULL:
             moved = moved + torch.matmul(torch.cat([d_r, d_z, d_m], -1), w)
         elif policy == DIAGONAL:
             moved = moved + d_r * own[:, 0] + d_z * own[:, 1] + d_m * own[:, 2]

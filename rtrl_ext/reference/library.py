@@ -1,12 +1,15 @@
-"""The reference kernels as PyTorch operations, ``torch.ops.rtrl_ext_reference.leaky_*``.
+"""The reference kernels as PyTorch operations, ``torch.ops.rtrl_ext_reference.*``.
 
-They have the schemas of the compiled operations ``torch.ops.rtrl_ext.leaky_*``, so that whatever is
+They have the schemas of the compiled operations ``torch.ops.rtrl_ext.*``, so that whatever is
 built on those can run on these.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from . import leaky_rnn
+from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -30,9 +33,71 @@ SCHEMAS = {
         "Tensor lam, Tensor delta, Tensor w, Tensor leak, Tensor? lengths, int form, int act, "
         "bool unit_leak, bool want_dlam) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
+    "gru_forward": (
+        "(Tensor pre, Tensor h0, Tensor w, Tensor b_hn, Tensor? lengths) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+    "gru_backward": (
+        "(Tensor? gy, Tensor? gs_n, Tensor y, Tensor aux, Tensor h0, Tensor? w, Tensor? lengths, "
+        "int policy, int window, float decay, bool want_lam) -> (Tensor, Tensor, Tensor)"
+    ),
+    "gru_forward_jvp": (
+        "(Tensor du, Tensor dh0, Tensor y, Tensor aux, Tensor h0, Tensor w, Tensor? lengths) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+    "gru_backward_jvp": (
+        "(Tensor dgy, Tensor? dgs_n, Tensor dy, Tensor daux, Tensor dh0, Tensor y, Tensor aux, "
+        "Tensor h0, Tensor lam, Tensor w, Tensor? lengths) -> (Tensor, Tensor)"
+    ),
+    "lstm_forward": (
+        "(Tensor pre, Tensor h0, Tensor c0, Tensor w, Tensor? lengths) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "lstm_backward": (
+        "(Tensor? gy, Tensor? gh_n, Tensor? gc_n, Tensor aux, Tensor c0, Tensor? w, "
+        "Tensor? lengths, int policy, int window, float decay, bool want_lam) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "lstm_forward_jvp": (
+        "(Tensor du, Tensor dh0, Tensor dc0, Tensor aux, Tensor c0, Tensor w, Tensor? lengths) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "lstm_backward_jvp": (
+        "(Tensor dgy, Tensor? dgh_n, Tensor? dgc_n, Tensor daux, Tensor dc0, Tensor aux, "
+        "Tensor c0, Tensor lam, Tensor to_c, Tensor w, Tensor? lengths) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+    "alif_forward": (
+        "(Tensor pre, Tensor z0, Tensor v0, Tensor? a0, Tensor? count0, Tensor w, Tensor alpha, "
+        "Tensor? rho, Tensor? beta, Tensor? lengths, float v_th, float gamma, bool scaling, "
+        "int reset, int surrogate, int refractory, bool want_states) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "alif_backward": (
+        "(Tensor? gz, Tensor? gv_n, Tensor? ga_n, Tensor z, Tensor psi, Tensor v, Tensor z0, "
+        "Tensor v0, Tensor? w, Tensor alpha, Tensor? rho, Tensor? beta, Tensor? lengths, "
+        "float v_th, bool scaling, int reset, int policy, float mu, int window, float decay, "
+        "bool want_states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "lru_scan": (
+        "(Tensor lam, Tensor u, Tensor s0, Tensor? lengths, int window) -> (Tensor, Tensor)"
+    ),
+    "lru_backward": (
+        "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
+        "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
+    ),
 }
+
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru)
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The Python function behind an operation."""
+    found: Callable[..., Any] = next(getattr(m, name) for m in _MODULES if hasattr(m, name))
+    return found
+
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
-    _library.impl(_name, getattr(leaky_rnn, _name), "CompositeExplicitAutograd")
+    _library.impl(_name, function(_name), "CompositeExplicitAutograd")

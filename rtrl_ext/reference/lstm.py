@@ -14,8 +14,8 @@ operation.
 import torch
 from torch import Tensor
 
-from ._steps import active, cut, expand, final, leading, stack, where
-from .leaky_rnn import DIAGONAL, FULL
+from ._steps import active, cut, expand, final, leading, signals, stack, where
+from .leaky_rnn import DIAGONAL, FULL, LOCAL
 
 
 def lstm_forward(
@@ -44,25 +44,33 @@ def lstm_backward(
     gc_n: Tensor | None,
     aux: Tensor,
     c0: Tensor,
-    w: Tensor,
+    w: Tensor | None,
     lengths: Tensor | None,
     policy: int,
     window: int,
+    decay: float,
     want_lam: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One backward recursion: from c_t to c_{t-1} passes f; from h_t to h_{t-1} pass under FULL
     the products with W, under DIAGONAL each unit's own entries of W, under LOCAL nothing.
 
     ``window`` > 0 (FULL and LOCAL) drops what is carried past every ``window``-th step counted
-    from the end. Returns ``delta`` (L, T, B, 4n), the gradient of ``pre``, and those of ``h0`` and
+    from the end; ``decay`` (LOCAL only) filters the learning signal, gy and gh_n, backwards.
+    Returns ``delta`` (L, T, B, 4n), the gradient of ``pre``, and those of ``h0`` and
     ``c0`` (L, B, n); then, (L, T, B, n) or without ``want_lam`` (0,), the adjoint of h_t and what
     reaches c_t from later steps.
     """
+    if policy == LOCAL:
+        w = None
+    elif w is None:
+        raise ValueError("w is None; expected the weight under every policy but LOCAL")
     lead = leading(gy, gh_n, gc_n, aux, c0, w)
     steps, batch, n = aux.shape[1], aux.shape[2], c0.shape[2]
     zero = torch.zeros(lead, batch, n, dtype=aux.dtype, device=aux.device)
-    own = torch.diagonal(w.unflatten(1, (4, n)), dim1=2, dim2=3).unsqueeze(2)  # (L, 4, 1, n)
-    to_h, to_c, deltas = zero, zero, []
+    own = zero  # each unit's weights to itself (L, 4, 1, n)
+    if w is not None and policy == DIAGONAL:
+        own = torch.diagonal(w.unflatten(1, (4, n)), dim1=2, dim2=3).unsqueeze(2)
+    to_h, to_c, filtered, deltas = zero, zero, zero, []
     lams: list[Tensor] = []
     later: list[Tensor] = []
     for t in reversed(range(steps)):
@@ -72,9 +80,10 @@ def lstm_backward(
         if window > 0:
             dropped = cut(lengths, t, steps, window, aux)
             to_h, to_c = torch.where(dropped, zero, to_h), torch.where(dropped, zero, to_c)
-        dh = to_h + final(gh_n, lengths, t, steps, zero)
-        if gy is not None:
-            dh = dh + gy[:, t]
+        signal = signals(gy, gh_n, lengths, t, steps, zero)
+        if policy == LOCAL and decay != 0:
+            signal = filtered = where(on, signal + decay * filtered)
+        dh = to_h + signal
         squashed = torch.tanh(c)
         to_c = to_c + final(gc_n, lengths, t, steps, zero)
         lams.append(where(on, dh))
@@ -87,7 +96,7 @@ def lstm_backward(
             dh * squashed * o * (1 - o),
         ]
         moved = zero
-        if policy == FULL:
+        if w is not None and policy == FULL:
             moved = torch.matmul(torch.cat(d, -1), w)
         elif policy == DIAGONAL:
             moved = sum((x * own[:, k] for k, x in enumerate(d)), zero)

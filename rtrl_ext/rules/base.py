@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ._table import Table
+
 if TYPE_CHECKING:
-    from .._history import Adjoint, LeakyHistory
+    from .._adjoint import Adjoint
 
 # the transport policies of the backward kernel
 FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
+#: Cells whose kernels have the policies FULL, LOCAL and DIAGONAL.
+EVERY_CELL = ("LeakyRNN", "GRU", "LSTM", "ALIF", "LIF")
+#: Cells for which hops between units are defined.
+HOP_CELLS = ("LeakyRNN", "ALIF", "LIF")
+#: And cells whose units don't reach each other, where FULL and DIAGONAL are one.
+DIAGONAL_TOO = (*EVERY_CELL, "LRU")
 
 
 class Rule:
@@ -20,7 +28,7 @@ class Rule:
 
     Rules are immutable values: they compare equal when their parameters do, and can be copied and
         pickled.
-    A subclass is a frozen dataclass that says in ``leaky`` how a `LeakyRNN` runs it.
+    A subclass is a frozen dataclass that says in ``policy`` how a recurrent layer runs it.
     """
 
     name: ClassVar[str]
@@ -34,28 +42,30 @@ class Rule:
 
     @property
     def native(self) -> bool:
-        """Whether one pass of the backward kernel, set up by `leaky`, is the whole rule."""
+        """Whether one pass of the backward kernel, set up by `policy`, is the whole rule."""
         return True
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
-        """The backward kernel's settings for a `LeakyRNN` layer.
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
+        """The backward kernel's settings for one layer.
 
-        ``w`` ((R,) n, n) is the recurrent weight, mask applied, row = postsynaptic unit; ``leak``
-        ((R,) n). The result holds ``policy`` and, where they differ from their defaults,
-        ``transport``, ``mu``, ``window``, ``decay``, ``modulator``; or ``adjoint`` alone, the
-        whole recursion as a function, such as `leaky_adjoint`.
+        ``w`` ((R,) G n, n) is the recurrent weight, mask applied, row = postsynaptic unit;
+        ``factor`` ((R,) n) is what the recurrent input of a unit is multiplied by on its way into
+        the unit's state (κ of a `LeakyRNN`; empty for gated cells, which have no hops). The result
+        holds ``policy`` and, where they differ from their defaults, ``transport``, ``mu``,
+        ``window``, ``decay``, ``modulator``; or ``adjoint`` alone, the whole recursion as a
+        function, such as `adjoint`.
         """
-        raise NotImplementedError(f"the rule {self.name!r} has no kernel policy for LeakyRNN")
+        raise NotImplementedError(f"the rule {self.name!r} has no kernel policy")
 
-    def leaky_adjoint(
-        self, history: "LeakyHistory", gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
+    def adjoint(
+        self, history: Any, gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
     ) -> "Adjoint":
-        """The rule's own adjoints for one layer's saved history.
+        """The rule's own adjoints for one layer's saved history, such as a `LeakyHistory`.
 
         ``gy`` (L, T, B, n) is the gradient of the outputs, ``gs_n`` (L, B, n) that of the final
         state.
         """
-        return history.backward(gy, gs_n, want_lam, **self.leaky(history.w, history.leak))
+        return history.backward(gy, gs_n, want_lam, **self.policy(history.w, history.factor))
 
     def time_major(self, batch_first: bool, unbatched: bool) -> "Rule":
         """This rule with its per-step tensors turned from a module's layout to (T, B, ...)."""
@@ -67,9 +77,10 @@ class Rule:
         Raises ValueError naming the cells that go with the rule.
         """
         if cell not in self.cells:
+            legal = [c.name for c in _classes if c.named and cell in c.cells]
             raise ValueError(
                 f"rule {self.name!r} is not defined for {cell}; "
-                f"it goes with {', '.join(self.cells)}"
+                f"it goes with {', '.join(self.cells)}; rules of {cell}: {', '.join(legal)}"
             )
 
     def _parameters(self) -> dict[str, Any]:
@@ -203,13 +214,15 @@ def _literal(text: str) -> Any:
         return text
 
 
-def table() -> list[dict[str, Any]]:
+def table() -> Table:
     """Every rule: name, aliases, parameters, cells, modes, cost, source.
 
-    One dict a rule, in the order of the documentation. ``cost`` counts the multiplications and
-    additions of the backward pass per time step, for batch B, n hidden units, m inputs.
+    A list of one dict a rule, in the order of the documentation, which prints as a matrix of rules
+    and cells. ``cost`` counts the multiplications and additions of the backward pass per time step,
+    for batch B, n hidden units, m inputs and one gate; a cell with G gates takes G times as many.
+    A rule around another goes with the cells of the rule inside.
     """
-    return [
+    return Table(
         {
             "name": getattr(cls, "name", "custom"),
             "aliases": list(cls.aliases),
@@ -220,7 +233,7 @@ def table() -> list[dict[str, Any]]:
             "source": cls.source,
         }
         for cls in _classes
-    ]
+    )
 
 
 def check_number(rule: str, name: str, value: Any, low: float, high: float, expected: str) -> float:

@@ -114,10 +114,10 @@ class Custom(Rule):
             raise ValueError(f"{what} for add shape {shape}; expected {tuple(like.shape)}")
         return add, carry
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
-        return {"adjoint": self.leaky_adjoint}
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
+        return {"adjoint": self.adjoint}
 
-    def leaky_adjoint(
+    def adjoint(
         self, history: "LeakyHistory", gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
     ) -> Adjoint:
         voltage = history.form == VOLTAGE

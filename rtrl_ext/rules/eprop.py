@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import LOCAL, Rule, check_number, register
+from .base import EVERY_CELL, LOCAL, Rule, check_number, register
 
 
 @register
@@ -32,6 +32,7 @@ class EProp(Rule):
 
     name: ClassVar[str] = "eprop"
     aliases: ClassVar[tuple[str, ...]] = ("rflo", "three-factor")
+    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Murray 2019 (RFLO); Bellec et al. 2020"
 
@@ -57,7 +58,7 @@ class EProp(Rule):
             return self
         return replace(self, modulator=m.unsqueeze(1))
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         spec: dict[str, Any] = {"policy": LOCAL}
         if self.readout_decay:
             spec["decay"] = float(self.readout_decay)

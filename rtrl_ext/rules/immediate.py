@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import FULL, Rule, register
+from .base import DIAGONAL_TOO, FULL, Rule, register
 
 
 @register
@@ -18,9 +18,10 @@ class Immediate(Rule):
     """
 
     name: ClassVar[str] = "immediate"
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Menick et al. 2021 (SnAp-0)"
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         # a window of one step, as in TBPTT(1)
         return {"policy": FULL, "window": 1}

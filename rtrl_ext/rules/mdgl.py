@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ._cell_types import check_cell_types, check_size, hop_weights, membership
-from .base import HOP, Rule, register
+from .base import HOP, HOP_CELLS, Rule, register
 
 
 @register
@@ -28,6 +28,7 @@ class MDGL(Rule):
 
     _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "mdgl"
+    cells: ClassVar[tuple[str, ...]] = HOP_CELLS
     cost: ClassVar[str] = "as bptt"
     source: ClassVar[str] = "Liu et al. 2021"
 
@@ -40,6 +41,6 @@ class MDGL(Rule):
         super().check(cell, hidden_size)
         check_size(self.name, self.cell_types, hidden_size)
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
-        hop = leak.detach().unsqueeze(-1) * hop_weights(w, self._member)
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
+        hop = factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
         return {"policy": HOP, "transport": hop, "mu": 0.0}

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._history import times
 from ._cell_types import check_cell_types, check_size, hop_weights, membership
-from .base import HOP, LOCAL, STATE, Rule, check_count, check_number, register
+from .base import HOP, HOP_CELLS, LOCAL, STATE, Rule, check_count, check_number, register
 
 if TYPE_CHECKING:
-    from .._history import Adjoint, LeakyHistory
+    from .._adjoint import Adjoint
 
 
 @register
@@ -38,6 +38,7 @@ class ModProp(Rule):
 
     _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "modprop"
+    cells: ClassVar[tuple[str, ...]] = HOP_CELLS
     cost: ClassVar[str] = "as bptt (with taps: + 2 B n² per lag)"
     source: ClassVar[str] = "Liu et al. 2022"
 
@@ -63,23 +64,23 @@ class ModProp(Rule):
         super().check(cell, hidden_size)
         check_size(self.name, self.cell_types, hidden_size)
 
-    def _hop(self, w: Tensor, leak: Tensor) -> Tensor:
-        return leak.detach().unsqueeze(-1) * hop_weights(w, self._member)
+    def _hop(self, w: Tensor, factor: Tensor) -> Tensor:
+        return factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         if not self.native:
-            return {"adjoint": self.leaky_adjoint}
-        hop = self._hop(w, leak)
+            return {"adjoint": self.adjoint}
+        hop = self._hop(w, factor)
         if self.form == "code":
             return {"policy": STATE, "transport": self.mu * hop}
         return {"policy": HOP, "transport": hop, "mu": 0.0 if self.taps == 1 else float(self.mu)}
 
-    def leaky_adjoint(
-        self, history: "LeakyHistory", gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
+    def adjoint(
+        self, history: Any, gy: Tensor | None, gs_n: Tensor | None, want_lam: bool
     ) -> "Adjoint":
         if self.native:
-            return super().leaky_adjoint(history, gy, gs_n, want_lam)
-        hop = self._hop(history.w, history.leak)
+            return super().adjoint(history, gy, gs_n, want_lam)
+        hop = self._hop(history.w, history.factor)
         signal = history.signal(gy, gs_n)
         injected = history.slope() * signal
         steps = injected.shape[1]

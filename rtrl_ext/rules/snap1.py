@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import DIAGONAL, Rule, register
+from .base import DIAGONAL, DIAGONAL_TOO, Rule, register
 
 
 @register
@@ -13,12 +13,14 @@ from .base import DIAGONAL, Rule, register
 class SnAp1(Rule):
     """Credit through each unit's own leak and its own self-weight ``W_ii``. Menick et al. 2021.
 
-    Equals RTRL whose influence matrix keeps, for each parameter, only the unit that owns it.
+    Equals RTRL whose influence matrix keeps, for each parameter, only the unit that owns it. In an
+    `LRU`, whose units don't reach each other, that is the whole matrix: the rule is BPTT.
     """
 
     name: ClassVar[str] = "snap1"
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Menick et al. 2021"
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         return {"policy": DIAGONAL}

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import FULL, Rule, check_count, register
+from .base import DIAGONAL_TOO, FULL, Rule, check_count, register
 
 
 @register
@@ -24,11 +24,12 @@ class TBPTT(Rule):
     k: int
 
     name: ClassVar[str] = "tbptt"
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "as bptt"
     source: ClassVar[str] = "Williams & Peng 1990"
 
     def __post_init__(self) -> None:
         check_count("tbptt", "k", self.k)
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         return {"policy": FULL, "window": self.k}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._random import normal
-from .base import Rule, get, register
+from .base import EVERY_CELL, Rule, get, register
 from .bptt import BPTT
 
 Grads = dict[str, Tensor]
@@ -44,6 +44,7 @@ class Wrapper(Rule):
     """Base of the rules that change another rule's gradient."""
 
     rule: Rule
+    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
     named: ClassVar[bool] = False
 
     @property
@@ -51,6 +52,7 @@ class Wrapper(Rule):
         return False
 
     def check(self, cell: str, hidden_size: int) -> None:
+        super().check(cell, hidden_size)
         self.rule.check(cell, hidden_size)
 
     def time_major(self, batch_first: bool, unbatched: bool) -> Rule:
@@ -79,7 +81,7 @@ class Wrapper(Rule):
         """
         raise NotImplementedError
 
-    def leaky(self, w: Tensor, leak: Tensor) -> dict[str, Any]:
+    def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         raise ValueError(
             f"{self!r} changes the gradients of a whole layer and is no transport policy; "
             "use it as a module's rule"

@@ -62,6 +62,26 @@ const GatedKernels<double>& gated_kernels<double>() {
   static const GatedKernels<double> table = RX_CHOOSE(gated_table_f64);
   return table;
 }
+template <>
+const AlifKernels<float>& alif_kernels<float>() {
+  static const AlifKernels<float> table = RX_CHOOSE(alif_table_f32);
+  return table;
+}
+template <>
+const AlifKernels<double>& alif_kernels<double>() {
+  static const AlifKernels<double> table = RX_CHOOSE(alif_table_f64);
+  return table;
+}
+template <>
+const LruKernels<float>& lru_kernels<float>() {
+  static const LruKernels<float> table = RX_CHOOSE(lru_table_f32);
+  return table;
+}
+template <>
+const LruKernels<double>& lru_kernels<double>() {
+  static const LruKernels<double> table = RX_CHOOSE(lru_table_f64);
+  return table;
+}
 
 const char* isa_name() {
   return kNames[isa()];

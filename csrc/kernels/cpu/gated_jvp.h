@@ -19,16 +19,18 @@ void gated_forward_jvp_run(const GatedForwardJvp<T>& p, RowRange range, const T*
   gated_steps<T, Cell>(p, at, packed, scratch, p.dh0, p.dc0, p.dh_n, p.dc_n, rest,
                        [&](int64_t r, int64_t t, const T* product, T* carry, T* state) __attribute__((always_inline)) {
                          T *dy = at.at(p.dy, r, t), *daux = at.at(p.daux, r, t, A);
-                         const T *du = at.at(p.du, r, t, 4), *aux = at.at(p.aux, r, t, A);
+                         const T *du = at.at(p.du, r, t, p.in_place ? A : 4), *aux = at.at(p.aux, r, t, A);
+                         const T* dbias = at.unit(p.dbias, r, 4);
                          const T* before = state_before<Cell>(at, p.before, p.aux, p.y, r, t);
                          columns<T>(n, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
                            constexpr bool F = decltype(full)::value;
                            V u[4], m[G], a[A], d[A];
-                           for (int k = 0; k < 4; ++k) u[k] = read<F, V>(du + k * n + j, count);
+                           for (int k = 0; k < 4; ++k)
+                             u[k] = read<F, V>(du + k * n + j, count) + read_or_zero<F, V>(dbias, k * n + j, count);
                            for (int g = 0; g < G; ++g) m[g] = load<V>(product + g * n + j);
                            for (int k = 0; k < A; ++k) a[k] = read<F, V>(aux + k * n + j, count);
                            V s = load<V>(state + j);
-                           const V out = Cell::tangent(a, read<F, V>(before + j, count), u, m, s, d);
+                           const V out = Cell::tangent(a, read_or_zero<F, V>(before, j, count), u, m, s, d);
                            for (int k = 0; k < A; ++k) write<F, V>(daux + k * n + j, d[k], count);
                            write<F, V>(dy + j, out, count);
                            write<F, V>(carry + j, out, count);
@@ -54,18 +56,18 @@ void gated_backward_jvp_run(const GatedBackwardJvp<T>& p, RowRange range, const 
   T* kept = scratch;                  // (rows, ld): tangent of what the state's own path hands back
   T* product = kept + at.rows * ld;   // (rows, ld)
   T* carry = product + at.rows * ld;  // (rows, wide)
-  for (int64_t i = 0; i < at.rows * (2 * ld + wide); ++i) scratch[i] = 0;
-  for (int64_t t = p.s.T - 1; t >= 0; --t) {
+  for (int64_t i = 0; !p.s.resume && i < at.rows * (2 * ld + wide); ++i) scratch[i] = 0;
+  for (int64_t t = p.s.end - 1; t >= p.s.begin; --t) {
     for (int64_t r = 0; r < at.rows; ++r) at.prefetch_row(at.at(p.aux, r, t, A), A * n);
     gemm<T>(at.rows, carry, wide, packed, G * n, n, product, ld, true);
     for (int64_t r = 0; r < at.rows; ++r) {
-      T* ddelta = at.at(p.ddelta, r, t, 4);
+      T* ddelta = at.at_part(p.ddelta, r, t, !p.part, 4);
       if (t >= at.length[r]) {
         zero_row(ddelta, 4 * n);
         continue;
       }
       const bool first = t == at.length[r] - 1;
-      const T *dgy = at.at(p.dgy, r, t), *aux = at.at(p.aux, r, t, A), *daux = at.at(p.daux, r, t, A);
+      const T *dgy = at.at_part(p.dgy, r, t, !p.part), *aux = at.at(p.aux, r, t, A), *daux = at.at(p.daux, r, t, A);
       const T *dgh_n = first ? at.batch(p.dgh_n, r) : nullptr, *dgc_n = first ? at.batch(p.dgc_n, r) : nullptr;
       const T* before = state_before<Cell>(at, p.before, p.aux, p.y, r, t);
       const T* dbefore = state_before<Cell>(at, p.dbefore, p.daux, p.dy, r, t);
@@ -79,7 +81,7 @@ void gated_backward_jvp_run(const GatedBackwardJvp<T>& p, RowRange range, const 
         if constexpr (kState) last.a = read<F, V>(to_c + j, count);
         D own{V{}, load<V>(kept + r * ld + j)}, a[A], d[4], c[G];
         for (int k = 0; k < A; ++k) a[k] = {read<F, V>(aux + k * n + j, count), read<F, V>(daux + k * n + j, count)};
-        const D b{read<F, V>(before + j, count), read<F, V>(dbefore + j, count)};
+        const D b{read_or_zero<F, V>(before, j, count), read_or_zero<F, V>(dbefore, j, count)};
         Cell::backward(l, last, a, b, own, d, c);
         write<F, V>(kept + r * ld + j, own.b, count);
         for (int k = 0; k < 4; ++k) write<F, V>(ddelta + k * n + j, d[k].b, count);
@@ -87,6 +89,7 @@ void gated_backward_jvp_run(const GatedBackwardJvp<T>& p, RowRange range, const 
       });
     }
   }
+  if (p.s.begin > 0 || !p.dgh0) return;
   gemm<T>(at.rows, carry, wide, packed, G * n, n, product, ld, true);
   for (int64_t r = 0; r < at.rows; ++r) {
     T *dgh0 = at.batch(p.dgh0, r), *dgc0 = at.batch(p.dgc0, r);

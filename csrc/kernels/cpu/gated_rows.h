@@ -21,6 +21,12 @@ const T* state_before(const Rows<T>& at, const In<T>& first, const In<T>& aux, c
   return at.at(y, r, t - 1);
 }
 
+// A row of `p` in the columns from j, zeros where it is null.
+template <bool F, class V>
+RX_FN V read_or_zero(const typename Lane<V>::type* p, int64_t j, int count) {
+  return p ? read<F, V>(p + j, count) : V{};
+}
+
 // Steps through time of a tile, from the first to the last: a product of the carry (n) with W for all gates, then `step(r, t,
 // product, carry, state)` for each row in time, which leaves the row's carry and state. Their first values are h0 and, of
 // LSTM, c0; the last ones go to h_n and c_n.
@@ -31,14 +37,14 @@ inline __attribute__((always_inline)) void gated_steps(const P& p, const Rows<T>
   T* carry = scratch;                 // (rows, ld): h
   T* state = carry + at.rows * ld;    // (rows, ld): GRU h, LSTM c
   T* product = state + at.rows * ld;  // (rows, wide)
-  for (int64_t r = 0; r < at.rows; ++r) {
-    const T *h = at.batch(h0, r), *c = c0.p ? at.batch(c0, r) : h;
+  for (int64_t r = 0; !p.s.resume && r < at.rows; ++r) {
+    const T *h = at.batch(h0, r), *c = Cell::kOwnState ? at.batch(c0, r) : h;
     for (int64_t j = 0; j < ld; ++j) {
-      carry[r * ld + j] = j < n ? h[j] : T(0);
-      state[r * ld + j] = j < n ? c[j] : T(0);
+      carry[r * ld + j] = h && j < n ? h[j] : T(0);
+      state[r * ld + j] = c && j < n ? c[j] : T(0);
     }
   }
-  for (int64_t t = 0; t < p.s.T; ++t) {
+  for (int64_t t = p.s.begin; t < p.s.end; ++t) {
     for (int64_t r = 0; r < at.rows; ++r) at.prefetch_row(at.at(p.aux, r, t, Cell::kAux), Cell::kAux * n);
     gemm<T>(at.rows, carry, ld, packed, n, Cell::kGates * n, product, wide, true);
     for (int64_t r = 0; r < at.rows; ++r) {

@@ -96,7 +96,7 @@ void leaky_backward_start(const LeakyBackward<T>& p, Tile<T>& tile, int64_t r) {
 template <class T, class Act, bool Voltage, Transport P>
 void leaky_backward_run(const LeakyBackward<T>& p, RowRange range, const T* packed, T* scratch) {
   Tile<T> tile(p.s, range, scratch);
-  if (p.part) tile.own_part();
+  if (p.part) tile.own_part(tile.n);
   if (P == Transport::Diagonal && !p.s.resume) {  // gathered once: `extra` has no other use here
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* w = p.w.p + (p.w.lead ? tile.l[r] : 0) * tile.n * tile.n;

@@ -24,10 +24,13 @@ struct Rows {
   int64_t l[kMaxRows], length[kMaxRows];
   // First number of the row in arrays (L, T, B, n), (1, T, B, n) and (L, B, n); (1, B, n) is as the second.
   int64_t full[kMaxRows], shared[kMaxRows], flat[kMaxRows];
+  int64_t part[kMaxRows];  // of arrays of the steps [begin, end) alone, (L, end - begin, B, n)
+  int64_t part_steps, begin;
 
-  // S: LeakyShape or GatedShape.
+  // S: the shape of any cell.
   template <class S>
-  Rows(const S& s, RowRange range) : rows(range.end - range.begin), n(s.n), steps(s.B * s.n) {
+  Rows(const S& s, RowRange range)
+      : rows(range.end - range.begin), n(s.n), steps(s.B * s.n), part_steps(steps), begin(s.begin) {
     for (int64_t r = 0; r < rows; ++r) {
       l[r] = (range.begin + r) / s.B;
       const int64_t b = (range.begin + r) % s.B;
@@ -35,16 +38,31 @@ struct Rows {
       full[r] = (l[r] * s.T * s.B + b) * n;
       shared[r] = b * n;
       flat[r] = (l[r] * s.B + b) * n;
+      part[r] = (l[r] * (s.end - s.begin) * s.B + b) * n;
     }
   }
-  // Row r at time t of a sequence with k numbers per unit, of one (L|1, B, n), of one (L|1, n); null stays null.
+  // Row r at time t of a sequence with k numbers per unit, of one (L|1, B, k n), of one (L|1, k n); null stays null.
   const T* at(const In<T>& x, int64_t r, int64_t t, int64_t k = 1) const {
     return x.p ? x.p + ((x.lead ? full[r] : shared[r]) + t * steps) * k : nullptr;
   }
   T* at(T* x, int64_t r, int64_t t, int64_t k = 1) const { return x ? x + (full[r] + t * steps) * k : nullptr; }
-  const T* batch(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? flat[r] : shared[r]) : nullptr; }
-  T* batch(T* x, int64_t r) const { return x ? x + flat[r] : nullptr; }
-  const T* unit(const In<T>& x, int64_t r) const { return x.p ? x.p + (x.lead ? l[r] * n : 0) : nullptr; }
+  // Arrays of a piece of time hold this tile's rows alone, `width` numbers apart: (end - begin, rows, width).
+  void own_part(int64_t width) {
+    part_steps = rows * width;
+    for (int64_t r = 0; r < rows; ++r) part[r] = r * width;
+  }
+  // Row r at time t in an array of one piece of time; `whole`: it is one of all steps after all.
+  T* at_part(T* x, int64_t r, int64_t t, bool whole, int64_t k = 1) const {
+    return whole ? at(x, r, t, k) : x ? x + (part[r] + (t - begin) * part_steps) * k : nullptr;
+  }
+  const T* at_part(const In<T>& x, int64_t r, int64_t t, bool whole, int64_t k = 1) const {
+    return whole ? at(x, r, t, k) : x.p ? x.p + (part[r] + (t - begin) * part_steps) * k : nullptr;
+  }
+  const T* batch(const In<T>& x, int64_t r, int64_t k = 1) const {
+    return x.p ? x.p + (x.lead ? flat[r] : shared[r]) * k : nullptr;
+  }
+  T* batch(T* x, int64_t r, int64_t k = 1) const { return x ? x + flat[r] * k : nullptr; }
+  const T* unit(const In<T>& x, int64_t r, int64_t k = 1) const { return x.p ? x.p + (x.lead ? l[r] * n * k : 0) : nullptr; }
 
   template <int Write = 0>
   static void prefetch_row(const T* p, int64_t count) {

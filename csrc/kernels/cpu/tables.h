@@ -1,6 +1,8 @@
 // Each instruction set's table of kernels, by namespace.
 #pragma once
+#include "kernels/alif.h"
 #include "kernels/gated.h"
+#include "kernels/lru.h"
 
 #define RX_DECLARE_TABLES(NS)             \
   namespace rx {                          \
@@ -9,6 +11,10 @@
   LeakyKernels<double> leaky_table_f64(); \
   GatedKernels<float> gated_table_f32();  \
   GatedKernels<double> gated_table_f64(); \
+  AlifKernels<float> alif_table_f32();    \
+  AlifKernels<double> alif_table_f64();   \
+  LruKernels<float> lru_table_f32();      \
+  LruKernels<double> lru_table_f64();     \
   }                                       \
   }
 

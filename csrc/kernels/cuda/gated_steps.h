@@ -87,8 +87,8 @@ struct GatedBackwardStep {
   using Params = GatedBackward<T, E>;
   static constexpr int G = Cell::kGates, A = Cell::kAux;
   static constexpr bool kOwnState = Cell::kOwnState;
-  // extra: each unit's weights onto itself
-  static constexpr int kCarries = G, kProducts = 1, kExtras = P == Transport::Diagonal ? G : 0;
+  // extra: each unit's weights onto itself, or the filtered signal
+  static constexpr int kCarries = G, kProducts = 1, kExtras = P == Transport::Diagonal ? G : P == Transport::Local ? 1 : 0;
   static constexpr bool kBackwards = true, kTransposed = false, kFinishes = true;
   struct Loaded {
     Quad<T> aux[A], before, signal, last;
@@ -152,13 +152,20 @@ struct GatedBackwardStep {
     } else {
       moved = moved_of(product, kept);
     }
+    const T decay = static_cast<T>(p.decay);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      T a[A], d[4], c[G];
+      T a[A], d[4], c[G], signal = in.signal.v[i];
+      if constexpr (P == Transport::Local) {
+        if (decay != T(0)) {
+          if (!first) signal += decay * kept.extra[0].v[i];
+          kept.extra[0].v[i] = signal;
+        }
+      }
 #pragma unroll
       for (int k = 0; k < A; ++k) a[k] = in.aux[k].v[i];
       T& own = kept.state.v[i];
-      const T to_h = in.signal.v[i] + moved.v[i], last = in.last.v[i];
+      const T to_h = signal + moved.v[i], last = in.last.v[i];
       lam.v[i] = kOwnState ? to_h : to_h + own;
       to_c.v[i] = own + last;
       Cell::backward(to_h, last, a, in.before.v[i], own, d, c);

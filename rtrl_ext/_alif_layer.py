@@ -1,0 +1,151 @@
+"""One differentiable layer of spiking units: its inputs, then the recurrence under a rule."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _state
+from ._autograd import in_transform
+from ._cells import CELLS
+from ._cells.alif import Options
+from ._dtypes import computed
+from ._formulas import with_lead
+from ._gated_layer import under_wrapper
+from ._layer import masked, preactivation
+from ._recurrence import recurrence
+from .reference.alif import surrogate_slope
+from .rules import BPTT, Rule
+from .rules.wrappers import Wrapper
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "tau_v", "tau_a", "beta")
+SMALLEST_TAU = 0.1  # in units of dt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the units of a layer share; see ``reference.alif``. ``dt`` in the unit of the τ."""
+
+    dt: float
+    v_th: float
+    gamma: float
+    scaling: bool
+    reset: int
+    surrogate: int
+    refractory: int
+
+
+def decay(tau: Tensor, dt: float) -> Tensor:
+    """exp(-dt/τ), τ at least a tenth of ``dt``; below that with the gradient of τ itself."""
+    low = tau.detach().clamp(min=SMALLEST_TAU * dt)
+    return torch.exp(-dt / (low + (tau - tau.detach())))
+
+
+def first_spikes(
+    v: Tensor, a: Tensor | None, count: Tensor | None, beta: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor | None]:
+    """The spikes of the step that left this state, with the surrogate's slope, and its counter.
+
+    All ((R,) B, n), beta ((R,) n).
+    """
+    threshold: Tensor | float = settings.v_th
+    if a is not None and beta is not None:
+        threshold = settings.v_th + beta.unsqueeze(-2) * a
+    above = v - threshold
+    fixed = above.detach()
+    fired = fixed > 0
+    psi = settings.gamma / settings.v_th * surrogate_slope(fixed / settings.v_th, settings.surrogate)
+    if count is not None:
+        silent = (count >= 1) & (count < settings.refractory + 1)
+        fired = fired & ~silent
+        psi = torch.where(silent, 0.0, psi)
+        count = torch.where(fired, settings.refractory + 1.0, count)
+    # a step's value with the surrogate's slope
+    return fired.to(v.dtype) + psi * (above - fixed), count
+
+
+def alif_layer(
+    x: Tensor,
+    states: tuple[Tensor | None, ...],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    tau_v: Tensor,
+    tau_a: Tensor | None,
+    beta: Tensor | None,
+    *,
+    settings: Settings,
+    drive: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    rule: Rule,
+    state: dict[str, Any] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Spikes ((R,) T, B, n) and final states ((R,) B, n) of one layer; arguments already checked.
+
+    x ((R,) T, B, m); states: v, a (ALIF alone) and the refractory counter (with a refractory
+    period), ((R,) B, n) each or None for zeros; weights ((R,) n, m) and ((R,) n, n), biases ((R,)
+    n), time constants and beta ((R,) n), None for LIF; drive ((R,) T, B, n); mask (n, n).
+    Half-precision arguments are computed in float32. ``state`` keeps what a stateful rule remembers
+    between calls.
+    """
+    if isinstance(rule, Wrapper) and _state.exact_enabled():
+        rule = BPTT()
+    if isinstance(rule, Wrapper):
+        given = (weight_ih, weight_hh, bias_ih, bias_hh, tau_v, tau_a, beta)
+        run = partial(alif_layer, settings=settings, mask=mask, lengths=lengths)
+        return under_wrapper(
+            run, x, states, dict(zip(NAMES, given, strict=True)), rule,
+            {} if state is None else state, mask, drive,
+        )  # fmt: skip
+    dtype, wide = x.dtype, computed(x.dtype)
+
+    def widened(t: Any) -> Any:
+        return t if t is None or wide == dtype else t.to(wide)
+
+    x, weight_ih, weight_hh = widened(x), widened(weight_ih), widened(weight_hh)
+    bias_ih, bias_hh, drive = widened(bias_ih), widened(bias_hh), widened(drive)
+    tau_v, tau_a, beta = widened(tau_v), widened(tau_a), widened(beta)
+    bias, _ = CELLS["alif"].biases(bias_ih, bias_hh, weight_hh.shape[-1], weight_hh)
+    pre = preactivation(x, weight_ih, bias, None, drive)
+    w = masked(weight_hh, mask)
+    learned = in_transform() or any(
+        t is not None and t.requires_grad for t in (tau_v, tau_a, beta)
+    )
+    alpha = decay(tau_v, settings.dt)
+    rho = None if tau_a is None else decay(tau_a, settings.dt)
+    zero = pre.new_zeros(x.shape[-2], w.shape[-1])
+    given_states = iter(widened(s) for s in states)
+    v = next(given_states)
+    a = next(given_states) if beta is not None else None
+    count = next(given_states) if settings.refractory else None
+    at_rest = v is None
+    v = zero if v is None else v
+    a = zero if a is None and beta is not None else a
+    count = zero if count is None and settings.refractory else count
+    z, count = (zero, count) if at_rest else first_spikes(v, a, count, beta, settings)
+    factor = 1 - alpha.detach() if settings.scaling else torch.ones_like(alpha)
+    options = Options(
+        settings.v_th, settings.gamma, settings.scaling, settings.reset, settings.surrogate,
+        settings.refractory, learned,
+    )  # fmt: skip
+    tensors = (pre, w, alpha, rho, beta, z, v, a, count)
+    ranks = (3, 2, 1, 1, 1, 2, 2, 2, 2)
+    pairs = list(zip(tensors, ranks, strict=True))
+    single = all(t is None or t.dim() == rank for t, rank in pairs)
+    led = [with_lead(t, rank + 1) for t, rank in pairs]
+    assert led[0] is not None and led[1] is not None
+    z_n, finals = recurrence(
+        CELLS["alif"], led[0], led[1], led[2:5], led[5:], lengths=lengths, options=tuple(options),
+        **rule.policy(w.detach(), factor),
+    )  # fmt: skip
+    _, v_n, a_n, count_n = finals
+    kept = [v_n, *([] if beta is None else [a_n])]
+    if settings.refractory:
+        kept.append(count_n.detach())
+    if single:
+        z_n, kept = z_n.squeeze(0), [s.squeeze(0) for s in kept]
+    return z_n.to(dtype), tuple(s.to(dtype) for s in kept)
