@@ -191,13 +191,13 @@ def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RAND
                 inputs = arguments[: -5 if backward else -1]
                 lengths = problem.lengths
                 ragged = b"" if lengths is None else lengths.numpy().tobytes()
-                for strategy in strategies[: 1 if policy != FULL else None]:
+                sizes = (problem.L, problem.T, problem.B, problem.n)
+                for strategy in strategies if policy == FULL else (COLUMNS,):
                     for order, seed in orders:
                         stream.write(
                             struct.pack(
-                                "<13q2d", NAMES.index(name),
-                                strategy if policy == FULL else COLUMNS, order, seed, 90, problem.L, problem.T, problem.B, problem.n, policy,
-                                window, len(inputs), ELEMENTS.index(problem.dtype), decay,
+                                "<13q2d", NAMES.index(name), strategy, order, seed, 90, *sizes,
+                                policy, window, len(inputs), ELEMENTS.index(problem.dtype), decay,
                                 tolerance(problem.dtype, problem.T, problem.n),
                             )
                         )  # fmt: skip

@@ -6,7 +6,7 @@ Shapes have tails: n, B and the number of rows are no multiples of a quad, a war
 import emulated
 import pytest
 import torch
-from gated_cases import CELLS, COMPUTED, LOCAL, Problem, reference
+from gated_cases import CELLS, COMPUTED, KINDS, LOCAL, Problem, reference
 from leaky_cases import (
     ELEMENTS,
     FORWARD,
@@ -17,6 +17,9 @@ from leaky_cases import (
     computed,
     tolerance,
 )
+
+import rtrl_ext as rx
+from rtrl_ext import _kernels
 
 SHAPES = [  # L, lead of the weights, T, B, n
     (1, 1, 1, 1, 1),
@@ -256,3 +259,33 @@ def test_nothing_to_do(ops, cell):
         arguments = (problem.pre, *problem.first, problem.w, *problem.bias, None)
         y, _, *final = getattr(ops, f"{cell}_forward")(*arguments)
         assert y.shape == (shape[0], *shape[2:]) and not any(f.numel() for f in final)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["bptt", rx.rules.TBPTT(2), "eprop", rx.rules.EProp(readout_decay=0.7), "snap1"],
+    ids=repr,
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_modules_run_on_these_operations(ops, cell, rule, monkeypatch):
+    """Gradients under every rule, and a Hessian's products, are those of the CPU's operations."""
+    net = {"gru": rx.GRU, "lstm": rx.LSTM}[cell](3, 20, 2, rule=rule, dtype=torch.float64)
+    x, target = torch.randn(5, 4, 3).double(), torch.randn(5, 4, 20).double()
+    lengths = torch.tensor([5, 2, 4, 1])
+
+    def loss(out, goal):
+        return (out[0] - goal).square().sum()
+
+    def products():
+        parameters = list(net.parameters())
+        found = torch.autograd.grad(loss(net(x, lengths=lengths), target), parameters)
+        H = rx.curvature.Hessian(net, loss, (x, target))
+        return [*found, H @ torch.ones(H.shape[0], 2, dtype=torch.float64)]
+
+    expected, used, usual = products(), set(), _kernels.operation
+    monkeypatch.setattr(_kernels, "operation", lambda name: used.add(name) or usual(name))
+    with _kernels.use(ops.name):
+        found = products()
+    assert used == {f"{cell}_{kind}" for kind in KINDS}
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
