@@ -1,4 +1,4 @@
-// Controls of the emulated operations (csrc/ops/leaky_cuda.cpp under RX_CUDA_ON_CPU), and the rule of
+// Controls of the emulated operations (csrc/ops/*_cuda.cpp under RX_CUDA_ON_CPU), and the rule of
 // csrc/kernels/cuda/strategy.h as a function, for Python tests.
 #include <torch/csrc/stable/library.h>
 
@@ -28,12 +28,13 @@ std::tuple<int64_t, int64_t> card(int64_t architecture) {
 
 // (strategy, rows of a tile, bytes) for these sizes; asked as in cuda_strategy.
 std::tuple<int64_t, int64_t, int64_t> rule(int64_t asked, int64_t shared, int64_t processors, int64_t n, int64_t gates,
-                                           int64_t weight, int64_t number, int64_t rows, bool multiplies) {
+                                           int64_t carries, int64_t weight, int64_t number, int64_t rows, bool multiplies) {
   const rx::cuda::Card card{shared, static_cast<int>(processors)};
-  const bool fits = rx::cuda::persistent_fits(card, n, gates, weight, number);
+  const rx::cuda::Sizes sizes{n, gates, carries, weight, number};
+  const bool fits = rx::cuda::persistent_fits(card, sizes);
   const auto strategy = rx::cuda::choose(static_cast<rx::cuda::Strategy>(asked), multiplies, fits);
   return {static_cast<int64_t>(strategy), rx::cuda::tile_rows(card, weight, rows),
-          rx::cuda::persistent_bytes(n, gates, weight, number, rx::cuda::kRowsMax)};
+          rx::cuda::persistent_bytes(sizes, rx::cuda::kRowsMax)};
 }
 
 }  // namespace
@@ -42,7 +43,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rtrl_ext_emulated, m) {
   m.def("emulate(int order, int seed, int architecture) -> ()");
   m.def("card(int architecture) -> (int, int)");
   m.def(
-      "rule(int asked, int shared, int processors, int n, int gates, int weight, int number, int rows, bool multiplies) "
+      "rule(int asked, int shared, int processors, int n, int gates, int carries, int weight, int number, int rows, bool "
+      "multiplies) "
       "-> (int, int, int)");
 }
 STABLE_TORCH_LIBRARY_IMPL(rtrl_ext_emulated, CompositeExplicitAutograd, m) {

@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "cuda_bounds.md"
 PROCESSORS, CLOCK, BANDWIDTH = 132, 1.98e9, 3.35e12
 SHARED = 128  # bytes per clock and multiprocessor
 ISSUE = 4  # instructions of a warp per clock and multiprocessor
-N, STEPS, TILE = 128, 100, 8
+N, GATED_N, STEPS, TILE = 128, 64, 100, 8
 ROWS = PROCESSORS * TILE
 
 
@@ -23,9 +23,14 @@ class Operation:
     of computation."""
 
     name: str
-    step: str  # template arguments after the element type
+    step: str  # with its template arguments; {}: the element type
     elements: int
     computed: int
+    gates: int = 1
+
+    @property
+    def n(self) -> int:
+        return N if self.gates == 1 else GATED_N
 
 
 OPERATIONS = [
@@ -35,7 +40,23 @@ OPERATIONS = [
     Operation("forward tangent", "ForwardJvpStep<{}, false>", 2, 2),  # dpre, phi; dy, dphi
     Operation("backward tangent", "BackwardJvpStep<{}, false>", 2, 3),  # dgy, phi, dphi, lam
 ]
-LOCAL = Operation("backward, e-prop", "BackwardStep<{}, false, 1>", 2, 1)
+LOCAL = [Operation("backward, e-prop", "BackwardStep<{}, false, 1>", 2, 1)]
+GATED = [
+    Operation("GRU forward", "GatedForwardStep<{}, Gru>", 4, 4, 3),  # pre, y; aux
+    Operation("GRU backward", "GatedBackwardStep<{}, Gru, 0>", 6, 4, 3),  # gy, y, delta; aux
+    Operation("GRU forward tangent", "GatedForwardJvpStep<{}, Gru>", 6, 8, 3),
+    Operation("GRU backward tangent", "GatedBackwardJvpStep<{}, Gru>", 7, 9, 3),
+    Operation("LSTM forward", "GatedForwardStep<{}, Lstm>", 5, 5, 4),  # pre, y; aux
+    Operation("LSTM backward", "GatedBackwardStep<{}, Lstm, 0>", 5, 5, 4),  # gy, delta; aux
+    Operation("LSTM forward tangent", "GatedForwardJvpStep<{}, Lstm>", 5, 10, 4),
+    Operation("LSTM backward tangent", "GatedBackwardJvpStep<{}, Lstm>", 5, 12, 4),
+]
+GATED_LOCAL = [
+    Operation("GRU backward, local", "GatedBackwardStep<{}, Gru, 1>", 6, 4, 3),
+    Operation("GRU backward, diagonal", "GatedBackwardStep<{}, Gru, 2>", 6, 4, 3),
+    Operation("LSTM backward, local", "GatedBackwardStep<{}, Lstm, 1>", 5, 5, 4),
+    Operation("LSTM backward, diagonal", "GatedBackwardStep<{}, Lstm, 2>", 5, 5, 4),
+]
 
 
 @dataclass
@@ -68,23 +89,24 @@ def microseconds(clocks_per_processor: float) -> float:
 def traffic(operation: Operation, kind: Kind, steps: int) -> tuple[str, str, float, float]:
     """The first cells of a row: names, megabytes, and the microseconds to move them once."""
     width = operation.elements * kind.element + operation.computed * kind.computed
-    size = ROWS * N * steps * width
+    size = ROWS * operation.n * steps * width
     return operation.name, kind.dtype, size / 1e6, size / BANDWIDTH * 1e6
 
 
-def persistent(code: sass.Code, kind: Kind) -> tuple[float, float, float]:
+def persistent(operation: Operation, code: sass.Code, kind: Kind) -> tuple[float, float, float]:
     """Microseconds of all steps: arithmetic, the matrix read from shared memory, and the issue
-    slots of the products' loop."""
+    slots of the products' loop (of several, the one that issues least beside products)."""
     body = sass.main_loop(code, kind.opcode)
-    issued = N * N * TILE / kind.work * sass.instructions(body) / sass.count(body, kind.opcode)
-    arithmetic = 2 * N * N * ROWS * STEPS / kind.flops * 1e6
-    shared = STEPS * N * N * kind.element * TILE / kind.tile / SHARED
+    weights = operation.gates * operation.n**2
+    issued = weights * TILE / kind.work * sass.instructions(body) / sass.count(body, kind.opcode)
+    arithmetic = 2 * weights * ROWS * STEPS / kind.flops * 1e6
+    shared = STEPS * weights * kind.element * TILE / kind.tile / SHARED
     return arithmetic, microseconds(shared), microseconds(STEPS * issued / ISSUE)
 
 
-def at_most(code: sass.Code, steps: int) -> float:
+def at_most(operation: Operation, code: sass.Code, steps: int) -> float:
     """Microseconds of the issue slots of one thread per quad, every instruction counted."""
-    warps = ROWS * N / 4 / 32
+    warps = ROWS * operation.n / 4 / 32
     return microseconds(warps * steps * sass.instructions(code) / ISSUE / PROCESSORS)
 
 
@@ -94,6 +116,37 @@ def fill(text: str) -> str:
 
 def _row(*cells: object) -> str:
     return "| " + " | ".join(f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells) + " |"
+
+
+def persistent_table(code: dict[str, sass.Code], operations: list[Operation]) -> list[str]:
+    lines = [
+        "| kernel | type | MB | memory | arithmetic | shared memory | issue slots |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for operation in operations:
+        for kind in KINDS:
+            body = code[f"persistent<{operation.step.format(kind.name)}, {kind.tile}>"]
+            times = persistent(operation, body, kind)
+            lines.append(_row(*traffic(operation, kind, STEPS), *times))
+    return lines
+
+
+def elementwise_table(
+    code: dict[str, sass.Code], operations: list[Operation], columns: bool
+) -> list[str]:
+    """Of the kernel ``columns`` for all steps, or of ``pointwise`` for one."""
+    lines = ["| kernel | type | MB | memory | issue slots, at most |", "|---|---|---|---|---|"]
+    steps = STEPS if columns else 1
+    for operation in operations:
+        for kind in KINDS:
+            step = operation.step.format(kind.name)
+            if columns:
+                body = max(sass.loops(code[f"columns<{step} >"]), key=len)
+            else:
+                body = code[f"pointwise<{step}, 1>"]
+            slots = at_most(operation, body, steps)
+            lines.append(_row(*traffic(operation, kind, steps), slots))
+    return lines
 
 
 def page(code: dict[str, sass.Code], compiler: str) -> str:
@@ -118,43 +171,41 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
             "memory and 4 instructions of a warp. Times in microseconds."
         ),
         "",
-        "## Persistent: all steps, one launch",
+        "## LeakyRNN, persistent: all steps, one launch",
         "",
         fill(
             f"Products: {flops / 1e9:.2f} GFLOP. Shared memory: the matrix, once per tile (8 rows, "
             "4 in float64) and step. Issue slots: the loop of the products alone."
         ),
         "",
-        "| kernel | type | MB | memory | arithmetic | shared memory | issue slots |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for operation in OPERATIONS:
-        for kind in KINDS:
-            name = f"persistent<{operation.step.format(kind.name)}, {kind.tile}>"
-            lines.append(_row(*traffic(operation, kind, STEPS), *persistent(code[name], kind)))
-    lines += [
+        *persistent_table(code, OPERATIONS),
         "",
-        "## Columns: rules that carry nothing from unit to unit, all steps, one launch",
+        "## LeakyRNN, columns: rules that carry nothing from unit to unit, all steps, one launch",
         "",
         "Issue slots at most: every branch of the step (all nonlinearities) counted as taken.",
         "",
-        "| kernel | type | MB | memory | issue slots, at most |",
-        "|---|---|---|---|---|",
-    ]
-    for kind in KINDS:
-        loop = max(sass.loops(code[f"columns<{LOCAL.step.format(kind.name)} >"]), key=len)
-        lines.append(_row(*traffic(LOCAL, kind, STEPS), at_most(loop, STEPS)))
-    lines += [
+        *elementwise_table(code, LOCAL, columns=True),
         "",
-        "## Pointwise: one step of a stepwise run, beside the vendor's product",
+        "## LeakyRNN, pointwise: one step of a stepwise run, beside the vendor's product",
         "",
         "Bytes: one step's arrays; what is kept between steps and the product may stay in cache.",
         "",
-        "| kernel | type | MB | memory | issue slots, at most |",
-        "|---|---|---|---|---|",
+        *elementwise_table(code, OPERATIONS, columns=False),
+        "",
+        "## GRU and LSTM, persistent",
+        "",
+        fill(
+            f"n = {GATED_N}, which fits in every type; 3 and 4 matrices. Rows and steps as above."
+        ),
+        "",
+        *persistent_table(code, GATED),
+        "",
+        "## GRU and LSTM, columns",
+        "",
+        *elementwise_table(code, GATED_LOCAL, columns=True),
+        "",
+        "## GRU and LSTM, pointwise",
+        "",
+        *elementwise_table(code, GATED, columns=False),
     ]
-    for operation in OPERATIONS:
-        for kind in KINDS:
-            name = f"pointwise<{operation.step.format(kind.name)}, 1>"
-            lines.append(_row(*traffic(operation, kind, 1), at_most(code[name], 1)))
     return "\n".join(lines) + "\n"

@@ -23,6 +23,8 @@ FLAGS = [
     "-fno-strict-aliasing",  # nvcc lets a kernel read two half numbers as one register
 ]  # fmt: skip
 KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
+#: Cells whose launchers csrc_tests/test_CELL.cpp runs on cases of CELL_cases.py.
+CELLS = ("leaky", "gated")
 EMULATOR = ROOT / "csrc_tests" / "emulator.cpp"
 
 
@@ -64,8 +66,14 @@ MODES: dict[str, tuple[list[str], list[str] | None]] = {
 }
 
 
-def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
-    """csrc_tests/test_leaky.cpp built in one mode; skipped where a runtime is missing."""
+def driver_sources(cell: str) -> list[Path]:
+    """csrc_tests/test_CELL.cpp and the kernels that it runs."""
+    own = [k for k in KERNELS if k.name.startswith((cell, "device"))]
+    return [*own, ROOT / "csrc_tests" / f"test_{cell}.cpp"]
+
+
+def driver(mode: str, folder: Path, cell: str, extra: tuple[str, ...] = ()) -> Path:
+    """A cell's driver built in one mode; skipped where a runtime is missing."""
     flags, emulator = MODES[mode]
     probe = folder / "probe.cpp"
     probe.write_text("int main() { return 0; }\n")
@@ -76,12 +84,11 @@ def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
     if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
         pytest.skip(f"no {mode} sanitizer")
     common = [*FLAGS, "-O1", "-g1", *extra]
-    runtime, target = folder / f"emulator-{mode}.o", folder / f"test_leaky-{mode}"
+    runtime, target = folder / f"emulator-{mode}.o", folder / f"test_{cell}-{mode}"
     own = flags if emulator is None else emulator
     subprocess.run([cxx, *common, *own, "-c", str(EMULATOR), "-o", str(runtime)], check=True)
-    sources = [*KERNELS, ROOT / "csrc_tests" / "test_leaky.cpp"]
     link = [*flags, str(runtime), "-o", str(target)]
-    compile_all(sources, [*common, *flags], folder, link, cxx)
+    compile_all(driver_sources(cell), [*common, *flags], folder, link, cxx)
     return target
 
 
@@ -119,7 +126,7 @@ def load():  # type: ignore[no-untyped-def]
             "-DTORCH_TARGET_VERSION=0x020d000000000000",
         ]  # fmt: skip
         sources = [
-            *KERNELS, EMULATOR, ROOT / "csrc" / "ops" / "leaky_cuda.cpp",
+            *KERNELS, EMULATOR, *sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")),
             ROOT / "csrc_tests" / "emulated_ops.cpp",
         ]  # fmt: skip
         part = library.with_suffix(".part")

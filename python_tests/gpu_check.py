@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from emulated import KERNELS, ROOT
+from emulated import CELLS, ROOT, driver_sources
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # for `benchmarks`
@@ -25,7 +25,8 @@ if str(ROOT) not in sys.path:
 GPU_TESTS = ("python_tests/cuda/test_gpu.py",)
 #: Tests of every backend: here the one that moves its arguments to the GPU.
 MOVED_TESTS = (
-    "python_tests/cuda/test_leaky_cuda.py", "python_tests/cuda/test_half.py",
+    "python_tests/cuda/test_leaky_cuda.py", "python_tests/cuda/test_gated_cuda.py",
+    "python_tests/cuda/test_half.py",
     "python_tests/kernels/test_leaky_kernels.py", "python_tests/test_dispatch_ops.py",
     "python_tests/test_dispatch_transforms.py", "python_tests/test_dispatch_gradients.py",
     "python_tests/test_dispatch_compile.py", "python_tests/test_second_order.py",
@@ -74,17 +75,16 @@ def tests() -> dict[str, Any]:
     return {"gpu": pytest_line(GPU_TESTS), "moved": pytest_line(MOVED_TESTS, "-k", "moved")}
 
 
-def build_driver(folder: Path, architecture: str) -> Path:
-    """csrc_tests/test_leaky.cpp with the kernels, by nvcc for one architecture (such as 90)."""
+def build_driver(folder: Path, architecture: str, cell: str) -> Path:
+    """csrc_tests/test_CELL.cpp with its kernels, by nvcc for one architecture (such as 90)."""
     if shutil.which("nvcc") is None:
         raise Failed("nvcc is not on PATH")
-    target = folder / "test_leaky"
-    sources = [ROOT / "csrc_tests" / "test_leaky.cpp", *KERNELS]
+    target = folder / f"test_{cell}"
     done = subprocess.run(
         [
             "nvcc", "-std=c++17", "-O1", "-lineinfo", "-DRX_NS=device", f"-I{ROOT / 'csrc'}",
             f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "--threads=0",
-            "-x", "cu", *map(str, sources), "-o", str(target),
+            "-x", "cu", *map(str, driver_sources(cell)), "-o", str(target),
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -95,7 +95,7 @@ def build_driver(folder: Path, architecture: str) -> Path:
 
 def sanitizers(tools: tuple[str, ...] = TOOLS) -> dict[str, Any]:
     """compute-sanitizer over small shapes with tails, without torch."""
-    from leaky_cases import small_problems, write
+    from mutations import CASES
 
     checker = shutil.which("compute-sanitizer")
     if checker is None:
@@ -104,17 +104,19 @@ def sanitizers(tools: tuple[str, ...] = TOOLS) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        program = build_driver(folder, f"{major}{minor}")
-        problems = [p for d in (torch.float32, torch.bfloat16) for p in small_problems(False, d)]
-        found["cases"] = write(folder / "cases", problems)
-        for tool in tools:
-            done = subprocess.run(
-                [checker, "--tool", tool, "--error-exitcode", "9", program, folder / "cases"],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise Failed(f"{tool}: {done.stdout[-4000:]}{done.stderr[-2000:]}")
-            found[tool] = done.stdout.strip().splitlines()[-1]
+        for cell in CELLS:
+            program, of = build_driver(folder, f"{major}{minor}", cell), CASES[cell]
+            dtypes = (torch.float32, torch.bfloat16)
+            problems = [p for d in dtypes for p in of.small_problems(False, d)]
+            found[f"{cell}, cases"] = of.write(folder / "cases", problems)
+            for tool in tools:
+                done = subprocess.run(
+                    [checker, "--tool", tool, "--error-exitcode", "9", program, folder / "cases"],
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                if done.returncode:
+                    raise Failed(f"{cell}, {tool}: {done.stdout[-4000:]}{done.stderr[-2000:]}")
+                found[f"{cell}, {tool}"] = done.stdout.strip().splitlines()[-1]
     return found
 
 

@@ -7,6 +7,7 @@ from functools import cache
 
 import emulated
 import torch
+from gated_cases import NAMES
 
 from rtrl_ext import _functorch, _kernels
 
@@ -20,7 +21,7 @@ class Ops:
 
     def __init__(self, device):
         self._library = torch.library.Library(NAMESPACE, "DEF")
-        for name in _kernels.Kernels._fields:
+        for name in dict.fromkeys((*_kernels.Kernels._fields, *NAMES)):
             real = getattr(torch.ops.rtrl_ext, name).default
             self._library.define(str(real._schema).removeprefix("rtrl_ext::"))
             self._library.impl(name, self._moving(real, device), "CPU")

@@ -1,6 +1,6 @@
 """Takes out one barrier or bound check of the CUDA kernels at a time and asks whether the cases of
-``leaky_cases`` notice. ``python python_tests/mutations.py TABLE.md`` (``make mutate``) takes out
-all of them.
+``leaky_cases`` and ``gated_cases`` notice. ``python python_tests/mutations.py TABLE.md`` (``make
+mutate``) takes out all of them.
 """
 
 import random
@@ -10,9 +10,12 @@ import tempfile
 from pathlib import Path
 
 import emulated
+import gated_cases
+import leaky_cases
 import torch
-from leaky_cases import FORWARD, RANDOM, REVERSED, small_problems, write
+from leaky_cases import FORWARD, RANDOM, REVERSED
 
+CASES = {"leaky": leaky_cases, "gated": gated_cases}
 SOURCES = emulated.ROOT / "csrc" / "kernels" / "cuda"
 
 
@@ -34,19 +37,21 @@ def sample(count: int, seed: int) -> list[int]:
 
 
 def noticed(number: int, folder: Path) -> str | None:
-    """The mode in which the cases fail without this check; None if they pass in all."""
-    for mode in ("address", "thread"):
-        program = emulated.driver(mode, folder, (f"-DRX_MUTATE={number}",))
-        cases = folder / f"cases-{mode}"
-        orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1), (RANDOM, 2)]
-        problems = (
-            p
-            for dtype in (torch.float64, torch.bfloat16)
-            for p in small_problems(mode == "thread", dtype)
-        )
-        write(cases, problems, orders=orders[2 * (mode == "thread") :])
-        if emulated.run(program, cases).returncode:
-            return mode
+    """The mode in which a cell's cases fail without this check; None if they pass in all."""
+    first = numbers()[number].partition("_")[0]  # of which cell the check is, if of one
+    for cell in (first,) if first in CASES else CASES:
+        for mode in ("address", "thread"):
+            program = emulated.driver(mode, folder, cell, (f"-DRX_MUTATE={number}",))
+            cases = folder / f"cases-{mode}"
+            orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1), (RANDOM, 2)]
+            problems = (
+                p
+                for dtype in (torch.float64, torch.bfloat16)
+                for p in CASES[cell].small_problems(mode == "thread", dtype)
+            )
+            CASES[cell].write(cases, problems, orders=orders[2 * (mode == "thread") :])
+            if emulated.run(program, cases).returncode:
+                return mode
     return None
 
 

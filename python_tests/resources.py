@@ -81,7 +81,9 @@ def short_names(names: list[str]) -> list[str]:
         [shutil.which("c++filt") or "c++filt", *names], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     plain = [re.sub(r">\(.*", ">", n.removeprefix("void ")) for n in plain]
-    return [re.sub(r"rx::(cuda::)?|\(rx::(cuda::)?(Transport|Part)\)", "", n) for n in plain]
+    return [
+        re.sub(r"rx::(cuda::|device::)?|\(rx::(cuda::)?(Transport|Part)\)", "", n) for n in plain
+    ]
 
 
 def measure(architecture: str) -> tuple[Numbers, dict[str, sass.Code]]:

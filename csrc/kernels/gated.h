@@ -1,4 +1,5 @@
-// Launch parameters of gated cells: GRU and LSTM. No torch here. Shapes as in leaky.h; G gates lie side by side, (.., G n).
+// Launch parameters of gated cells: GRU and LSTM. No torch here. Shapes and element types as in leaky.h; G gates lie side by
+// side, (.., G n). Calls that cover a part of the steps, and what is added in place, are the CPU's alone.
 #pragma once
 #include "kernels/leaky.h"
 
@@ -21,87 +22,87 @@ struct GatedShape {
   bool resume;
 };
 
-template <class T>
+template <class T, class E = T>
 struct GatedForward {
   GatedShape s;
   GatedCell cell;
-  In<T> pre;  // (L|1, T, B, G n), or with `in_place` in the first G n columns of aux's rows
+  In<E> pre;  // (L|1, T, B, G n), or with `in_place` in the first G n columns of aux's rows
   bool in_place;
-  In<T> drive;        // (L|1, T, B, G n) or null, added to pre
-  const T* pre_bias;  // (G n) or null, added to pre
-  In<T> h0;           // (L|1, B, n) or null: zeros
-  In<T> c0;           // (L|1, B, n) or null: zeros; GRU: null
-  In<T> w;            // (L|1, G n, n), row = postsynaptic
-  In<T> bias;         // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
-  T* y;               // (L, T, B, n)
+  In<E> drive;        // (L|1, T, B, G n) or null, added to pre
+  const E* pre_bias;  // (G n) or null, added to pre
+  In<E> h0;           // (L|1, B, n) or null: zeros
+  In<E> c0;           // (L|1, B, n) or null: zeros; GRU: null
+  In<E> w;            // (L|1, G n, n), row = postsynaptic
+  In<E> bias;         // (L|1, n): GRU's b_hn, inside the reset; null for LSTM
+  E* y;               // (L, T, B, n)
   T* aux;             // (L, T, B, kept_values n)
-  T* h_n;             // (L, B, n)
-  T* c_n;             // (L, B, n); null for GRU
+  E* h_n;             // (L, B, n)
+  E* c_n;             // (L, B, n); null for GRU
 };
 
-template <class T>
+template <class T, class E = T>
 struct GatedBackward {
   GatedShape s;
   GatedCell cell;
   Transport transport;  // Full, Local, Diagonal
   int64_t window;       // cut every `window` steps counted from the end, 0 = never
   double decay;         // Local: filter of the signal gy, gh_n
-  In<T> gy;             // (L|1, T, B, n) or null
-  In<T> gh_n, gc_n;     // (L|1, B, n) or null
-  In<T> y;              // (L|1, T, B, n); null for LSTM
+  In<E> gy;             // (L|1, T, B, n) or null
+  In<E> gh_n, gc_n;     // (L|1, B, n) or null
+  In<E> y;              // (L|1, T, B, n); null for LSTM
   In<T> aux;            // (L|1, T, B, kept_values n)
-  In<T> before;         // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
-  In<T> w;              // (L|1, G n, n); null for Local
+  In<E> before;         // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
+  In<E> w;              // (L|1, G n, n); null for Local
   // (L, T, B, 4 n): gradients of the pre-activations; GRU: r, z, q, and of m. With `part` those of this call's steps and of
   // the tile's rows alone, (end - begin, rows, delta_row).
-  T* delta;
+  E* delta;
   bool part;
   int64_t delta_row;  // numbers between rows of delta, at least 4 n
-  T* bias;            // (tiles, 4 n) or null: each tile adds its sum of delta over rows and steps
-  T* gh0;             // (L, B, n) or null, written by the call that covers step 0
-  T* gc0;             // (L, B, n); null for GRU
+  E* bias;            // (tiles, 4 n) or null: each tile adds its sum of delta over rows and steps
+  E* gh0;             // (L, B, n) or null, written by the call that covers step 0
+  E* gc0;             // (L, B, n); null for GRU
   T* lam;             // (L, T, B, n) or null: adjoint of h
   T* to_c;            // (L, T, B, n) or null; LSTM: what reaches c from later steps
 };
 
 // Tangents of the forward pass.
-template <class T>
+template <class T, class E = T>
 struct GatedForwardJvp {
   GatedShape s;
   GatedCell cell;
   // (L|1, T, B, 4 n): of what enters beside W dh'; LSTM: the pre-activations; GRU: of r, z, q, and of m. With `in_place` in
   // the first 4 n columns of daux's rows.
-  In<T> du;
+  In<E> du;
   bool in_place;
-  In<T> dbias;   // (L|1, 4 n) or null, added to du
-  In<T> dh0;     // (L|1, B, n) or null: zeros
-  In<T> dc0;     // (L|1, B, n) or null: zeros; GRU: null
-  In<T> y;       // (L|1, T, B, n); null for LSTM
+  In<E> dbias;   // (L|1, 4 n) or null, added to du
+  In<E> dh0;     // (L|1, B, n) or null: zeros
+  In<E> dc0;     // (L|1, B, n) or null: zeros; GRU: null
+  In<E> y;       // (L|1, T, B, n); null for LSTM
   In<T> aux;     // (L|1, T, B, kept_values n)
-  In<T> before;  // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
-  In<T> w;       // (L|1, G n, n)
-  T* dy;         // (L, T, B, n)
+  In<E> before;  // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
+  In<E> w;       // (L|1, G n, n)
+  E* dy;         // (L, T, B, n)
   T* daux;       // (L, T, B, kept_values n)
-  T* dh_n;       // (L, B, n)
-  T* dc_n;       // (L, B, n); null for GRU
+  E* dh_n;       // (L, B, n)
+  E* dc_n;       // (L, B, n); null for GRU
 };
 
 // Tangents of the backward pass under the exact rule.
-template <class T>
+template <class T, class E = T>
 struct GatedBackwardJvp {
   GatedShape s;
   GatedCell cell;
   bool part;              // dgy and ddelta are (L, end - begin, B, ..), the steps of this call alone
-  In<T> dgy;              // (L|1, T, B, n), includes what delta_{t+1} sends through dW
-  In<T> dgh_n, dgc_n;     // (L|1, B, n) or null
-  In<T> y, dy;            // (L|1, T, B, n); null for LSTM
+  In<E> dgy;              // (L|1, T, B, n), includes what delta_{t+1} sends through dW
+  In<E> dgh_n, dgc_n;     // (L|1, B, n) or null
+  In<E> y, dy;            // (L|1, T, B, n); null for LSTM
   In<T> aux, daux;        // (L|1, T, B, kept_values n)
-  In<T> before, dbefore;  // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
+  In<E> before, dbefore;  // (L|1, B, n) or null, zeros: GRU h0, LSTM c0
   In<T> lam, to_c;        // (L|1, T, B, n); to_c null for GRU
-  In<T> w;                // (L|1, G n, n)
-  T* ddelta;              // (L, T, B, 4 n)
-  T* dgh0;                // (L, B, n) or null, written by the call that covers step 0
-  T* dgc0;                // (L, B, n); null for GRU
+  In<E> w;                // (L|1, G n, n)
+  E* ddelta;              // (L, T, B, 4 n)
+  E* dgh0;                // (L, B, n) or null, written by the call that covers step 0
+  E* dgc0;                // (L, B, n); null for GRU
 };
 
 // One instruction set's kernels; `packed` and `scratch` as in LeakyKernels.

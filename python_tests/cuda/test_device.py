@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gated_cases import NAMES
 
 import rtrl_ext as rx
 from rtrl_ext import _kernels
@@ -36,6 +37,6 @@ def test_operations_are_there_for_cuda():
     """Registered, though no driver is: a wheel with CUDA kernels works on a CPU-only torch."""
     if not rx.cuda.is_built():
         pytest.skip("built without CUDA")
-    for name in _kernels.Kernels._fields:
+    for name in (*_kernels.Kernels._fields, *NAMES):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rtrl_ext::{name}", "CUDA")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rtrl_ext::{name}", "CPU")

@@ -57,6 +57,37 @@ def test_equal_to_the_cpu(dtype, sizes, form, rule, strategy):
         assert float((a.double() - b).norm()) <= tolerance(dtype, T, n) * max(1.0, float(b.norm()))
 
 
+GATED_RULES = ["bptt", rx.rules.TBPTT(3), "eprop", rx.rules.EProp(readout_decay=0.7), "snap1"]
+
+
+@pytest.mark.parametrize("strategy", ["persistent", "stepwise"])
+@pytest.mark.parametrize("rule", GATED_RULES, ids=repr)
+@pytest.mark.parametrize("cell", [rx.GRU, rx.LSTM])
+@pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 33, 20), (5, 61, 9, 12)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_gated_modules_equal_the_cpu(dtype, sizes, cell, rule, strategy):
+    """The CPU's float64, within sqrt(T n) roundings of the dtype."""
+    m, n, B, T = sizes
+    torch.manual_seed(0)
+    net = cell(m, n, 2, rule=rule).to(dtype)
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(T, B, m).to(dtype)
+    lengths = torch.randint(1, T + 1, (B,))
+
+    def passes(model, z, ends):
+        y, h = model(z, lengths=ends)
+        last = h if isinstance(h, torch.Tensor) else h[0] + h[1]
+        (y.square().sum() + last.sum()).backward()
+        return [t.detach().cpu() for t in (y, last, z.grad, *(p.grad for p in model.parameters()))]
+
+    expected = passes(exact, x.double().requires_grad_(), lengths)
+    net.cuda()
+    with rx.cuda.strategy(strategy):
+        found = passes(net, x.cuda().requires_grad_(), lengths.cuda())
+    for a, b in zip(found, expected, strict=True):
+        assert float((a.double() - b).norm()) <= tolerance(dtype, T, n) * max(1.0, float(b.norm()))
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_autocast_and_replicas(dtype):
     torch.manual_seed(0)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import emulated
+import gated_cases
 import gpu_check
 import moved
+import mutations
 import pytest
 import torch
-from leaky_cases import Problem, small_problems, write
+from leaky_cases import Problem
 
 from benchmarks import cuda_throughput
 from rtrl_ext import _kernels
@@ -77,10 +79,11 @@ def test_its_tests_are_there():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_the_driver_for_compute_sanitizer(tmp_path):
+@pytest.mark.parametrize("cell", emulated.CELLS)
+def test_the_driver_for_compute_sanitizer(tmp_path, cell):
     """It is built by nvcc; where there is no GPU it says so and fails."""
-    program = gpu_check.build_driver(tmp_path, "90")
-    write(tmp_path / "cases", small_problems(True))
+    program, of = gpu_check.build_driver(tmp_path, "90", cell), mutations.CASES[cell]
+    of.write(tmp_path / "cases", of.small_problems(True))
     done = emulated.run(program, tmp_path / "cases")
     if not torch.cuda.is_available():
         assert done.returncode == 3 and "no memory: CUDA driver" in done.stdout
@@ -91,7 +94,7 @@ def test_without_compute_sanitizer_it_says_so(monkeypatch):
     with pytest.raises(gpu_check.Failed, match="compute-sanitizer is not on PATH"):
         gpu_check.sanitizers()
     with pytest.raises(gpu_check.Failed, match="nvcc is not on PATH"):
-        gpu_check.build_driver(emulated.ROOT, "90")
+        gpu_check.build_driver(emulated.ROOT, "90", "leaky")
 
 
 def test_throughput_rows(monkeypatch):
@@ -129,6 +132,11 @@ def test_operations_that_move_their_arguments():
             strict=True,
         ):
             assert torch.equal(a, b)
+    name, arguments, _ = next(gated_cases.Problem("gru", (2, 1, 3, 4, 6), True).calls())
+    for a, b in zip(
+        ops.gru_forward(*arguments), torch.ops.rtrl_ext.gru_forward(*arguments), strict=True
+    ):
+        assert torch.equal(a, b)
     with _kernels.use(moved.NAMESPACE):
         assert _kernels.replaced()
         assert _kernels.takes_half(torch.device("cpu"))

@@ -112,7 +112,7 @@ def test_large_tiles(ops):
     """More rows than a card takes in small tiles: eight rows a block."""
     shape = (1, 1, 2, 4 * 108 + 5, 5)
     ops.emulate(RANDOM, 1, 80)
-    _, rows, _ = ops.rule(0, 163 << 10, 108, 5, 1, 4, 4, shape[3], True)
+    _, rows, _ = ops.rule(0, 163 << 10, 108, 5, 1, 1, 4, 4, shape[3], True)
     assert rows == 8
     check(ops, Problem(shape, (0, False), 0, True, torch.float32))
 

@@ -1,22 +1,23 @@
-"""The CUDA kernels of the LeakyRNN recurrence under address, undefined-behaviour and thread
-sanitizers, on small shapes with tails; and without, in every order of threads."""
+"""The CUDA kernels under address, undefined-behaviour and thread sanitizers, on small shapes with
+tails; and without, in every order of threads."""
 
 import emulated
 import mutations
 import pytest
 import torch
-from leaky_cases import ELEMENTS, FORWARD, RANDOM, REVERSED, small_problems, write
+from leaky_cases import ELEMENTS, FORWARD, RANDOM, REVERSED
 
 
+@pytest.mark.parametrize("cell", emulated.CELLS)
 @pytest.mark.parametrize("mode", emulated.MODES)
-def test_small_shapes(mode, tmp_path):
-    program = emulated.driver(mode, tmp_path)
+def test_small_shapes(mode, cell, tmp_path):
+    program, of = emulated.driver(mode, tmp_path, cell), mutations.CASES[cell]
     cases = tmp_path / "cases"
     orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1)] if mode == "plain" else [(RANDOM, 1)]
     dtypes = ELEMENTS if mode == "plain" else (torch.float64, torch.bfloat16)
-    problems = [p for dtype in dtypes for p in small_problems(mode == "thread", dtype)]
-    count = write(cases, problems, orders=orders)
-    assert count > 200
+    problems = [p for dtype in dtypes for p in of.small_problems(mode == "thread", dtype)]
+    count = of.write(cases, problems, orders=orders)
+    assert count > 100
     done = emulated.run(program, cases)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} cases" in done.stdout

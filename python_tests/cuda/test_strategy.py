@@ -13,12 +13,12 @@ def ops():
     return emulated.load()
 
 
-def largest(ops, architecture, weight, number, gates=1):
+def largest(ops, architecture, weight, number, gates=1, carries=1):
     """The largest n that goes persistent without being asked to."""
     card = ops.card(architecture)
 
     def persistent(n):
-        return ops.rule(0, *card, n, gates, weight, number, 32, True)[0] == PERSISTENT
+        return ops.rule(0, *card, n, gates, carries, weight, number, 32, True)[0] == PERSISTENT
 
     found = [n for n in range(1, 600) if persistent(n)]
     assert found == list(range(1, len(found) + 1))  # no gaps
@@ -51,6 +51,25 @@ def test_the_table_of_the_documentation(ops):
     assert seen == [80, 90, 100, 120]
 
 
+def test_the_table_of_gated_cells(ops):
+    """Largest n of the documentation, forward / backward."""
+    text = (emulated.ROOT / "docs" / "cuda.md").read_text()
+    pair = r" (\d+) / (\d+) \|"
+    rows = re.findall(rf"\| (GRU|LSTM), (sm_[\d, sm_]+) \|{pair}{pair}{pair}", text)
+    seen = []
+    for cell, names, *sizes in rows:
+        gates = {"GRU": 3, "LSTM": 4}[cell]
+        for architecture in map(int, re.findall(r"\d+", names)):
+            seen.append((cell, architecture))
+            found = [
+                largest(ops, architecture, *bytes_, gates, carries)
+                for bytes_ in ((4, 4), (8, 8), (2, 4))
+                for carries in (1, gates)
+            ]
+            assert found == list(map(int, sizes))
+    assert seen == [(cell, a) for cell in ("GRU", "LSTM") for a in (80, 90, 100, 120)]
+
+
 def test_sizes_that_must_fit_on_small_cards(ops):
     assert largest(ops, 120, 4, 4) >= 144
     assert largest(ops, 120, 2, 4) >= 192
@@ -64,7 +83,7 @@ def test_gates_and_double_precision_cost_memory(ops):
 
 def test_override(ops):
     card = ops.card(90)
-    sizes = (1, 4, 4, 32)
+    sizes = (1, 1, 4, 4, 32)
     assert ops.rule(2, *card, 64, *sizes, True)[0] == STEPWISE
     assert ops.rule(1, *card, 64, *sizes, True)[0] == PERSISTENT
     assert ops.rule(1, *card, 599, *sizes, True)[0] == 0  # asked for and not there
@@ -75,6 +94,8 @@ def test_override(ops):
 
 def test_small_tiles_fill_the_card(ops):
     shared, processors = ops.card(90)
-    rows = [ops.rule(0, shared, processors, 64, 1, 4, 4, r, True)[1] for r in (1, 4 * processors)]
+    rows = [
+        ops.rule(0, shared, processors, 64, 1, 1, 4, 4, r, True)[1] for r in (1, 4 * processors)
+    ]
     assert rows == [4, 4]
-    assert ops.rule(0, shared, processors, 64, 1, 4, 4, 4 * processors + 1, True)[1] == 8
+    assert ops.rule(0, shared, processors, 64, 1, 1, 4, 4, 4 * processors + 1, True)[1] == 8

@@ -2,6 +2,7 @@
 // compiler alone.
 #pragma once
 #include "kernels/cuda/strategy.h"
+#include "kernels/gated.h"
 #include "kernels/leaky.h"
 
 namespace rx {
@@ -15,7 +16,8 @@ struct Launch {
   void* stream;
   Strategy strategy;  // not Automatic
   Card card;
-  // Stepwise only: what steps keep, (rows, n) each, rows = L B; and product = carry times the recurrent matrix, on `stream`.
+  // Stepwise only: what steps keep, (rows, widths n) with rows = L B; and product = carry times the recurrent matrix, on
+  // `stream`. Of `gates` gates, a forward pass has 1 carry and `gates` products a unit, a backward pass the reverse.
   ComputeOf<E>*state, *extra, *product;
   E* carry;
   void (*multiply)(void* context);
@@ -32,6 +34,14 @@ template <class E>
 const char* forward_jvp(const LeakyForwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
 template <class E>
 const char* backward_jvp(const LeakyBackwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* gated_forward(const GatedForward<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* gated_backward(const GatedBackward<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* gated_forward_jvp(const GatedForwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
+template <class E>
+const char* gated_backward_jvp(const GatedBackwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
 
 }  // namespace cuda
 }  // namespace rx

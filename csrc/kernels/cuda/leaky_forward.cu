@@ -1,24 +1,9 @@
 // LeakyRNN forward on CUDA.
-#include <cstdio>
-
 #include "kernels/cuda/leaky_steps.h"
 #include "kernels/cuda/run.h"
 
 namespace rx {
 namespace cuda {
-
-const char* describe(Card& card) {
-  const Limits found = limits();
-  if (found.major == 0) return error_of("device query", last_error());
-  if (found.major < 8) {
-    static thread_local char message[96];
-    std::snprintf(message, sizeof message, "compute capability %d.%d is not supported, the kernels need 8.0 or newer",
-                  found.major, found.minor);
-    return message;
-  }
-  card = {found.max_dynamic_shared, found.sm_count};
-  return nullptr;
-}
 
 template <class E>
 const char* forward(const LeakyForward<ComputeOf<E>, E>& p, const Launch<E>& launch) {

@@ -11,19 +11,20 @@ struct ForwardJvpStep {
   using Element = E;
   using T = ComputeOf<E>;
   using Params = LeakyForwardJvp<T, E>;
+  static constexpr int kCarries = 1, kProducts = 1, kExtras = 1;
   static constexpr bool kBackwards = false, kTransposed = true, kFinishes = false;
   struct Loaded {
     Quad<T> leak, dpre, phi, change;  // change: of the state (voltage), from the state to phi (rate)
   };
 
   static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
-    kept.carry = at.batch(p.dy0);
+    kept.carry[0] = at.batch(p.dy0);
     kept.state = at.batch(p.ds0);
-    kept.extra = at.unit(p.dleak, p.s.n);  // what `change` is multiplied by
+    kept.extra[0] = at.unit(p.dleak, p.s.n);  // what `change` is multiplied by
     if constexpr (Voltage) {
       const Quad<T> leak = at.unit(p.leak, p.s.n);
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) kept.extra.v[i] = kept.extra.v[i] / positive(leak.v[i]);
+      for (int i = 0; i < kColumns; ++i) kept.extra[0].v[i] = kept.extra[0].v[i] / positive(leak.v[i]);
     }
   }
   static __device__ __forceinline__ Quad<T> state(const Params& p, const Place& at, int64_t t) {
@@ -45,7 +46,7 @@ struct ForwardJvpStep {
     for (int i = 0; i < kColumns; ++i) in.change.v[i] = now.v[i] - before.v[i];
   }
   static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
-                                             const Quad<T>& product, Kept<T>& kept) {
+                                             const Quad<T>* product, Kept<T>& kept) {
     if (t >= at.length) {
       at.put(p.dy, t, zero_quad<T>());
       at.put(p.daux, t, zero_quad<T>());
@@ -57,18 +58,18 @@ struct ForwardJvpStep {
       using Act = decltype(act);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
-        du.v[i] = in.dpre.v[i] + product.v[i];
-        const T k = in.leak.v[i], slope = Act::slope(in.phi.v[i]), extra = kept.extra.v[i] * in.change.v[i];
+        du.v[i] = in.dpre.v[i] + product->v[i];
+        const T k = in.leak.v[i], slope = Act::slope(in.phi.v[i]), extra = kept.extra[0].v[i] * in.change.v[i];
         if constexpr (Voltage) {
           kept.state.v[i] = aux.v[i] = leaky_mix(kept.state.v[i], du.v[i], k) + extra;
-          kept.carry.v[i] = slope * kept.state.v[i];
+          kept.carry[0].v[i] = slope * kept.state.v[i];
         } else {
           aux.v[i] = slope * du.v[i];
-          kept.state.v[i] = kept.carry.v[i] = leaky_mix(kept.state.v[i], aux.v[i], k) + extra;
+          kept.state.v[i] = kept.carry[0].v[i] = leaky_mix(kept.state.v[i], aux.v[i], k) + extra;
         }
       }
     });
-    at.put(p.dy, t, kept.carry);
+    at.put(p.dy, t, kept.carry[0]);
     at.put(p.daux, t, aux);
     at.put(p.du, t, du);
     if (t == at.length - 1) at.put_batch(p.ds_n, kept.state);
@@ -80,6 +81,7 @@ struct BackwardJvpStep {
   using Element = E;
   using T = ComputeOf<E>;
   using Params = LeakyBackwardJvp<T, E>;
+  static constexpr int kCarries = 1, kProducts = 1, kExtras = 1;
   static constexpr bool kBackwards = true, kTransposed = false, kFinishes = true;
   struct Loaded {
     // adjoint, next: the primal adjoint of the state at t and t+1; in voltage form times the leak
@@ -87,11 +89,10 @@ struct BackwardJvpStep {
   };
 
   static __device__ __forceinline__ void begin(const Params& p, const Place& at, Kept<T>& kept) {
-    kept.carry = kept.state = zero_quad<T>();
     if constexpr (Voltage) {  // `extra`: one over the leak
       const Quad<T> leak = at.unit(p.leak, p.s.n);
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) kept.extra.v[i] = T(1) / positive(leak.v[i]);
+      for (int i = 0; i < kColumns; ++i) kept.extra[0].v[i] = T(1) / positive(leak.v[i]);
     }
   }
   static __device__ __forceinline__ Quad<T> adjoint(const Params& p, const Place& at, int64_t t) {
@@ -115,7 +116,7 @@ struct BackwardJvpStep {
     in.next = !first && moving ? adjoint(p, at, t + 1) : zero_quad<T>();
   }
   static __device__ __forceinline__ void run(const Params& p, const Place& at, int64_t t, const Loaded& in,
-                                             const Quad<T>& product, Kept<T>& kept) {
+                                             const Quad<T>* product, Kept<T>& kept) {
     using D = Dual<T>;
     if (t >= at.length) {
       at.put(p.ddelta, t, zero_quad<T>());
@@ -129,12 +130,12 @@ struct BackwardJvpStep {
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
         const D k{in.leak.v[i], in.dleak.v[i]}, f{in.phi.v[i], in.dphi.v[i]};
-        const T inverse = Voltage ? kept.extra.v[i] : T(1);
+        const T inverse = Voltage ? kept.extra[0].v[i] : T(1);
         D after{T(0), T(0)};
         T signal = in.dgy.v[i];
         if (!first) {
           after = {in.next.v[i] * inverse, kept.state.v[i]};
-          signal += product.v[i];
+          signal += product->v[i];
         }
         if constexpr (!Voltage) signal += in.last.v[i];
         D adjoint{in.lam.v[i], signal};
@@ -152,21 +153,21 @@ struct BackwardJvpStep {
         dlam.v[i] = adjoint.b;
       }
     });
-    kept.carry = ddelta;
+    kept.carry[0] = ddelta;
     at.put(p.ddelta, t, ddelta);
     at.put(p.dlam, t, dlam);
   }
-  static __device__ __forceinline__ void finish(const Params& p, const Place& at, const Quad<T>& product, Kept<T>& kept) {
+  static __device__ __forceinline__ void finish(const Params& p, const Place& at, const Quad<T>* product, Kept<T>& kept) {
     const Quad<T> leak = at.unit(p.leak, p.s.n), dleak = at.unit(p.dleak, p.s.n),
                   primal = p.dleak.p ? adjoint(p, at, 0) : zero_quad<T>();
     Quad<T> dgs0;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const T next = Voltage ? primal.v[i] * kept.extra.v[i] : primal.v[i];
+      const T next = Voltage ? primal.v[i] * kept.extra[0].v[i] : primal.v[i];
       dgs0.v[i] = one_minus(leak.v[i]) * kept.state.v[i] - dleak.v[i] * next;
     }
     at.put_batch(p.dgs0, dgs0);
-    at.put_batch(p.dgy0, product);
+    at.put_batch(p.dgy0, *product);
   }
 };
 

@@ -16,19 +16,20 @@ struct Grid {
 template <class Step, int Rows>
 __global__ void __launch_bounds__(kThreadsMax, 1) persistent(typename Step::Params p, Grid g) {
   using T = typename Step::T;
-  using Product = typename ProductOf<typename Step::Element, Rows>::Type;
+  constexpr int kGates = Step::kCarries * Step::kProducts;
+  using Product = typename ProductOf<typename Step::Element, Rows, Step::kCarries, Step::kProducts>::Type;
   constexpr int kOwn = Product::kOwn;
   RX_DYNAMIC_SHARED(unsigned char, shared);
   const int64_t n = p.s.n, group = blockIdx.x / g.tiles, tile = blockIdx.x % g.tiles;
   const Product product(shared, n);
-  product.template fill<Step::kTransposed>(p.w.p + (p.w.lead ? group * n * n : 0));
+  product.template fill<Step::kTransposed>(p.w.p + (p.w.lead ? group * kGates * n * n : 0));
 
-  Kept<T> kept[kOwn];
+  KeptOf<Step> kept[kOwn];
   Place place[kOwn];
   bool live[kOwn];
 #pragma unroll
   for (int r = 0; r < kOwn; ++r) {
-    kept[r].carry = kept[r].state = kept[r].extra = zero_quad<T>();
+    kept[r] = {};
     const int64_t row = tile * Rows + product.first_row + r;
     live[r] = RX_BOUND(6, row < g.rows) && RX_BOUND(7, product.column < n);
     if (!live[r]) continue;
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kThreadsMax, 1) persistent(typename Step::Para
     Step::begin(p, place[r], kept[r]);
   }
   product.hand_over(0, kept);
-  Quad<T> sums[kOwn];
+  Quad<T> sums[kOwn][Step::kProducts];
   for (int64_t step = 0; step < p.s.T; ++step) {
     const int64_t t = Step::kBackwards ? p.s.T - 1 - step : step;
     typename Step::Loaded loaded[kOwn];
@@ -62,11 +63,13 @@ __global__ void __launch_bounds__(kThreadsMax, 1) persistent(typename Step::Para
   }
 }
 
-// What a step keeps between launches: (rows, n) each, rows of all groups.
+// What a step keeps between launches, for the rows of all groups.
 template <class E>
 struct Between {
-  ComputeOf<E>*state, *extra, *product;
-  E* carry;
+  ComputeOf<E>* state;    // (rows, n)
+  ComputeOf<E>* extra;    // (rows, kExtras n)
+  ComputeOf<E>* product;  // (rows, kProducts n)
+  E* carry;               // (rows, kCarries n)
 };
 
 enum class Part { Begin, Run, Finish };
@@ -81,29 +84,41 @@ __global__ void __launch_bounds__(256)
     const int64_t row = i / quads;
     const int column = static_cast<int>(i % quads) * kColumns;
     const Place at(p.s, row, column, vec);
-    const int64_t offset = row * p.s.n + column;
-    Kept<T> kept;
+    const auto offset = [&](int values, int k) { return (row * values + k) * p.s.n + column; };
+    KeptOf<Step> kept = {};
     if constexpr (What == Part::Begin) {
-      kept.carry = kept.state = kept.extra = zero_quad<T>();
       Step::begin(p, at, kept);
+#pragma unroll
+      for (int k = 0; k < Step::kExtras; ++k) {
+        store_quad(s.extra + offset(Step::kExtras, k), kept.extra[k], at.count, vec);
+      }
     } else {
-      kept.state = load_quad(s.state + offset, at.count, vec);
-      kept.extra = load_quad(s.extra + offset, at.count, vec);
-      kept.carry = load_quad(s.carry + offset, at.count, vec);
-      const Quad<T> product = load_quad(s.product + offset, at.count, vec);
+      kept.state = load_quad(s.state + offset(1, 0), at.count, vec);
+#pragma unroll
+      for (int k = 0; k < Step::kExtras; ++k) {
+        kept.extra[k] = load_quad(s.extra + offset(Step::kExtras, k), at.count, vec);
+      }
+      Quad<T> product[Step::kProducts];
+#pragma unroll
+      for (int k = 0; k < Step::kProducts; ++k) {
+        product[k] = load_quad(s.product + offset(Step::kProducts, k), at.count, vec);
+      }
       if constexpr (What == Part::Run) {
         typename Step::Loaded loaded;
         Step::load(p, at, t, loaded);
         Step::run(p, at, t, loaded, product, kept);
+        if (t >= at.length) return;  // state and carry stay as they are
       }
       if constexpr (What == Part::Finish) {
         Step::finish(p, at, product, kept);
         return;
       }
     }
-    store_quad(s.state + offset, kept.state, at.count, vec);
-    store_quad(s.extra + offset, kept.extra, at.count, vec);
-    store_quad(s.carry + offset, kept.carry, at.count, vec);
+    store_quad(s.state + offset(1, 0), kept.state, at.count, vec);
+#pragma unroll
+    for (int k = 0; k < Step::kCarries; ++k) {
+      store_quad(s.carry + offset(Step::kCarries, k), kept.carry[k], at.count, vec);
+    }
   }
 }
 
@@ -114,16 +129,17 @@ __global__ void __launch_bounds__(256) columns(typename Step::Params p, bool vec
   const int64_t quads = (p.s.n + kColumns - 1) / kColumns, i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (RX_BOUND(9, i < p.s.L * p.s.B * quads)) {
     const Place at(p.s, i / quads, static_cast<int>(i % quads) * kColumns, vec);
-    Kept<T> kept;
-    kept.carry = kept.state = kept.extra = zero_quad<T>();
+    static_assert(Step::kProducts == 1, "a step without transport takes no other product");
+    const Quad<T> none = zero_quad<T>();
+    KeptOf<Step> kept = {};
     Step::begin(p, at, kept);
     for (int64_t step = 0; step < p.s.T; ++step) {
       const int64_t t = Step::kBackwards ? p.s.T - 1 - step : step;
       typename Step::Loaded loaded;
       Step::load(p, at, t, loaded);
-      Step::run(p, at, t, loaded, zero_quad<T>(), kept);
+      Step::run(p, at, t, loaded, &none, kept);
     }
-    if constexpr (Step::kFinishes) Step::finish(p, at, zero_quad<T>(), kept);
+    if constexpr (Step::kFinishes) Step::finish(p, at, &none, kept);
   }
 }
 

@@ -74,7 +74,8 @@ struct Place {
   bool vec = false;
 
   Place() = default;
-  __device__ __forceinline__ Place(const LeakyShape& s, int64_t row, int column, bool whole) {
+  template <class Shape>
+  __device__ __forceinline__ Place(const Shape& s, int64_t row, int column, bool whole) {
     l = row / s.B;
     const int64_t b = row % s.B;
     length = s.lengths ? s.lengths[b] : s.T;
@@ -92,6 +93,11 @@ struct Place {
     if (x.p == nullptr) return zero_quad<ComputeOf<E>>();
     return load_quad(x.p + (x.lead ? full : alone) + t * steps, count, vec);
   }
+  // Value k of `Wide` for each unit in x (L|1, T, B, Wide n) at step t.
+  template <int Wide, class E>
+  __device__ __forceinline__ Quad<ComputeOf<E>> get(const In<E>& x, int64_t t, int k, int64_t n) const {
+    return load_quad(x.p + wide(x.lead ? full : alone, t, Wide, k, n), count, vec);
+  }
   // x (L|1, B, n), zeros if null.
   template <class E>
   __device__ __forceinline__ Quad<ComputeOf<E>> batch(const In<E>& x) const {
@@ -106,17 +112,29 @@ struct Place {
   __device__ __forceinline__ void put(E* x, int64_t t, const Quad<ComputeOf<E>>& q) const {
     if (x) store_quad(x + full + t * steps, q, count, vec);
   }
+  template <int Wide, class E>
+  __device__ __forceinline__ void put(E* x, int64_t t, int k, int64_t n, const Quad<ComputeOf<E>>& q) const {
+    store_quad(x + wide(full, t, Wide, k, n), q, count, vec);
+  }
   template <class E>
   __device__ __forceinline__ void put_batch(E* x, const Quad<ComputeOf<E>>& q) const {
     if (x) store_quad(x + flat, q, count, vec);
   }
+
+ private:
+  __device__ __forceinline__ int64_t wide(int64_t from, int64_t t, int values, int k, int64_t n) const {
+    return (from - j + t * steps) * values + k * n + j;
+  }
 };
 
-// What four columns of a row keep from one step to the next.
-template <class T>
+// What four columns of a row keep from one step to the next: `Carries` quads that the recurrent matrix is applied to, one for
+// each gate in backward passes, and `Extras` that `begin` makes.
+template <class T, int Carries = 1, int Extras = 1>
 struct Kept {
-  Quad<T> state, extra, carry;  // `carry` is what the recurrent matrix is applied to
+  Quad<T> state, extra[Extras > 0 ? Extras : 1], carry[Carries];
 };
+template <class Step>
+using KeptOf = Kept<typename Step::T, Step::kCarries, Step::kExtras>;
 
 }  // namespace cuda
 }  // namespace rx

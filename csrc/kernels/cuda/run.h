@@ -34,7 +34,8 @@ const char* run_persistent(const char* name, const typename Step::Params& p, con
   using E = typename Step::Element;
   Grid g{p.w.lead ? p.s.L : 1, p.w.lead ? p.s.B : p.s.L * p.s.B, 0, vec};
   g.tiles = (g.rows + Rows - 1) / Rows;
-  const int64_t bytes = persistent_bytes(p.s.n, 1, sizeof(E), sizeof(typename Step::T), Rows), blocks = g.groups * g.tiles;
+  const Sizes sizes{p.s.n, Step::kCarries * Step::kProducts, Step::kCarries, sizeof(E), sizeof(typename Step::T)};
+  const int64_t bytes = persistent_bytes(sizes, Rows), blocks = g.groups * g.tiles;
   if (blocks > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
   // The card's maximum, not this call's need: the limit is the kernel's, and other threads may launch it too.
   if (!set_max_dynamic_shared(persistent<Step, Rows>, static_cast<size_t>(launch.card.shared))) {

@@ -35,16 +35,25 @@ RX_BOTH constexpr int64_t padded_sum(int64_t n) {
 
 // Half numbers from one row of the carry to the next: 64 bytes more than a multiple of 128, so that the lanes of a 16-byte
 // access read from different banks.
-RX_BOTH constexpr int64_t carry_stride(int64_t n) {
-  return padded_columns(n) + (padded_columns(n) % 64 == 0 ? 32 : 0);
+RX_BOTH constexpr int64_t carry_stride(int64_t n, int64_t carries) {
+  return carries * padded_columns(n) + (carries * padded_columns(n) % 64 == 0 ? 32 : 0);
 }
 
-// Dynamic shared memory of a persistent block: the matrices of `gates` gates and two copies of the carry. In float and double
-// (n, padded columns) numbers of `weight` bytes and (n, rows) of `number` bytes; in half precision, for tensor cores, (padded
-// columns, padded columns) and (8, carry_stride), both of 2 bytes.
-constexpr int64_t persistent_bytes(int64_t n, int64_t gates, int64_t weight, int64_t number, int64_t rows) {
-  if (weight == 2) return padded_columns(n) * gates * padded_columns(n) * 2 + 2 * kRowsMax * carry_stride(n) * 2;
-  return padded_sum(n) * (gates * padded_columns(n) * weight + 2 * rows * number);
+// What a recurrence asks of shared memory.
+struct Sizes {
+  int64_t n, gates;
+  int64_t carries;  // numbers of a unit that the matrix is applied to: 1 in forward passes, `gates` in backward ones
+  int64_t weight;   // bytes of a weight
+  int64_t number;   // bytes of a number of the computation
+};
+
+// Dynamic shared memory of a persistent block: the matrices of all gates and two copies of the carry. In float and double, per
+// gate, (n, padded columns) numbers of `weight` bytes and, per carry, (n, rows) of `number` bytes; in half precision, for
+// tensor cores, (padded columns, padded columns) and (8, carry_stride), both of 2 bytes.
+constexpr int64_t persistent_bytes(const Sizes& s, int64_t rows) {
+  const int64_t columns = padded_columns(s.n);
+  if (s.weight == 2) return columns * s.gates * columns * 2 + 2 * kRowsMax * carry_stride(s.n, s.carries) * 2;
+  return padded_sum(s.n) * (s.gates * columns * s.weight + 2 * rows * s.carries * s.number);
 }
 
 constexpr int64_t persistent_threads(int64_t n) {
@@ -52,8 +61,8 @@ constexpr int64_t persistent_threads(int64_t n) {
 }
 
 // Whether the persistent way is there for these sizes.
-constexpr bool persistent_fits(const Card& card, int64_t n, int64_t gates, int64_t weight, int64_t number) {
-  return persistent_threads(n) <= kThreadsMax && persistent_bytes(n, gates, weight, number, kRowsMax) <= card.shared;
+constexpr bool persistent_fits(const Card& card, const Sizes& s) {
+  return persistent_threads(s.n) <= kThreadsMax && persistent_bytes(s, kRowsMax) <= card.shared;
 }
 
 // Rows of every tile for weights of `weight` bytes, or 0 where the number of rows decides: in half precision as tensor cores

@@ -1,0 +1,124 @@
+// What recurrences share as PyTorch ops on CUDA: the caller's stream, the strategy, memory of a stepwise run and its products.
+// The same source makes the emulated operations of the tests (RX_CUDA_ON_CPU), which take CPU tensors under a namespace of
+// their own.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+
+#include <array>
+#include <atomic>
+
+#include "kernels/cuda/launch.h"
+#include "ops/tensors.h"
+
+#ifdef RX_CUDA_ON_CPU
+#define RX_LIBRARY rtrl_ext_emulated
+#define RX_KEY CPU
+#else
+#define RX_LIBRARY rtrl_ext
+#define RX_KEY CUDA
+#endif
+
+namespace rx {
+
+// The strategy that was asked for, for the whole process.
+inline std::atomic<int64_t> asked{static_cast<int64_t>(cuda::Strategy::Automatic)};
+
+inline void check(const char* error) {
+  STD_TORCH_CHECK(error == nullptr, std::string("rtrl_ext, CUDA: ") + error);
+}
+
+#ifdef RX_CUDA_ON_CPU
+struct Context {
+  explicit Context(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+#else
+// The tensor's device and the caller's stream on it.
+class Context {
+ public:
+  explicit Context(const Tensor& x)
+      : guard_(x.get_device_index()), stream_(torch::stable::accelerator::getCurrentStream(x.get_device_index())) {}
+  void* stream() const { return stream_.nativeHandle(); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  torch::stable::accelerator::Stream stream_;
+};
+#endif
+
+// The recurrent product of one step by the vendor's library: product = carry times the matrix or its transpose, for rows
+// (L, B, width) under one matrix or one each. Called boxed: the stable interface has no matrix product of its own.
+struct Multiply {
+  Tensor product, carry, matrix;
+  bool batched;
+
+  static void call(void* context) {
+    const Multiply& m = *static_cast<const Multiply*>(context);
+    if (m.carry.scalar_type() == m.product.scalar_type()) return m.run(m.carry, m.matrix);
+#ifdef RX_CUDA_ON_CPU  // torch's products of half precision into float are for CUDA alone
+    m.run(torch::stable::to(m.carry, m.product.scalar_type()), torch::stable::to(m.matrix, m.product.scalar_type()));
+#else
+    using torch::stable::detail::from;
+    std::array<StableIValue, 4> stack{from(m.carry), from(m.matrix), from(m.product.scalar_type()), from(m.product)};
+    m.dispatch("dtype_out", stack.data());
+#endif
+  }
+  void run(const Tensor& left, const Tensor& right) const {
+    using torch::stable::detail::from;
+    std::array<StableIValue, 3> stack{from(left), from(right), from(product)};
+    dispatch("out", stack.data());
+  }
+  void dispatch(const char* overload, StableIValue* stack) const {
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher(batched ? "aten::bmm" : "aten::mm", overload, stack, TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);
+  }
+};
+
+template <class F>
+void with_cuda_dtype(ScalarType dtype, F&& f) {
+  if (dtype == ScalarType::BFloat16) return f(BFloat16{});
+  if (dtype == ScalarType::Half) return f(Float16{});
+  with_dtype(dtype, f);
+}
+
+// Starts a kernel for tensors like `like`. `w` (L|1, gates n, n): the matrix of its recurrent product, none without one; a
+// forward pass multiplies with its transpose.
+template <class E, class P>
+void run_on_cuda(const P& p, const Tensor& like, const OptionalTensor& w, int64_t gates, bool forward,
+                 const char* (*start)(const P&, const cuda::Launch<E>&)) {
+  using T = ComputeOf<E>;
+  const Context context(like);
+  cuda::Launch<E> launch{};
+  const int64_t n = p.s.n, L = p.s.L, B = p.s.B, carries = forward ? 1 : gates, products = forward ? gates : 1;
+  const cuda::Sizes sizes{n, gates, carries, sizeof(E), sizeof(T)};
+  bool fits = false;
+  if (w) {  // without a product the card doesn't matter
+    check(cuda::describe(launch.card));
+    fits = cuda::persistent_fits(launch.card, sizes);
+  }
+  launch.stream = context.stream();
+  launch.strategy = cuda::choose(static_cast<cuda::Strategy>(asked.load()), w.has_value(), fits);
+  STD_TORCH_CHECK(launch.strategy != cuda::Strategy::Automatic,
+                  "rtrl_ext, CUDA: the persistent strategy was asked for, but n = " + std::to_string(n) + " needs " +
+                      std::to_string(cuda::persistent_bytes(sizes, cuda::kRowsMax)) +
+                      " bytes of shared memory and a block has " + std::to_string(launch.card.shared));
+  if (launch.strategy != cuda::Strategy::Stepwise) return check(start(p, launch));
+  const bool batched = p.w.lead;
+  auto rows = [&](auto&& make_one, int64_t width) {
+    return batched ? make_one(like, {L, B, width}) : make_one(like, {L * B, width});
+  };
+  const Tensor state = rows(make_computed, n), extra = rows(make_computed, n), product = rows(make_computed, products * n),
+               carry = rows(make, carries * n);
+  const Tensor one = batched ? *w : torch::stable::select(*w, 0, 0);
+  Multiply multiply{product, carry, forward ? torch::stable::transpose(one, -1, -2) : one, batched};
+  launch.state = out<T>(state);
+  launch.extra = out<T>(extra);
+  launch.carry = out<E>(carry);
+  launch.product = out<T>(product);
+  launch.multiply = &Multiply::call;
+  launch.context = &multiply;
+  check(start(p, launch));
+}
+
+}  // namespace rx
