@@ -64,8 +64,15 @@ MODES: dict[str, tuple[list[str], list[str] | None]] = {
 }
 
 
-def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
-    """csrc_tests/test_leaky.cpp built in one mode; skipped where a runtime is missing."""
+def driver(
+    mode: str,
+    folder: Path,
+    extra: tuple[str, ...] = (),
+    test: str = "test_leaky",
+    kernels: list[Path] = KERNELS,
+) -> Path:
+    """csrc_tests/test_leaky.cpp built in one mode, or another test with the kernels that it takes;
+    skipped where a runtime is missing."""
     flags, emulator = MODES[mode]
     probe = folder / "probe.cpp"
     probe.write_text("int main() { return 0; }\n")
@@ -76,10 +83,10 @@ def driver(mode: str, folder: Path, extra: tuple[str, ...] = ()) -> Path:
     if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
         pytest.skip(f"no {mode} sanitizer")
     common = [*FLAGS, "-O1", "-g1", *extra]
-    runtime, target = folder / f"emulator-{mode}.o", folder / f"test_leaky-{mode}"
+    runtime, target = folder / f"emulator-{mode}.o", folder / f"{test}-{mode}"
     own = flags if emulator is None else emulator
     subprocess.run([cxx, *common, *own, "-c", str(EMULATOR), "-o", str(runtime)], check=True)
-    sources = [*KERNELS, ROOT / "csrc_tests" / "test_leaky.cpp"]
+    sources = [*kernels, ROOT / "csrc_tests" / f"{test}.cpp"]
     link = [*flags, str(runtime), "-o", str(target)]
     compile_all(sources, [*common, *flags], folder, link, cxx)
     return target

@@ -3,6 +3,9 @@
 Sizes have tails, and T runs over one, two and many chunks of 32 steps.
 """
 
+import subprocess
+
+import emulated
 import pytest
 import torch
 from kernel_checks import same
@@ -66,6 +69,14 @@ def test_longer_chunks(ops):
     assert 66_000 * 2 >= 2**17  # of csrc/kernels/cuda/lru.h
     states, s_n = ops.lru_scan(lam, u, s0, lengths, 0)
     same((states, s_n), lru.lru_scan(lam, u, s0, lengths, 0), torch.float32)
+
+
+@pytest.mark.parametrize("mode", emulated.MODES)
+def test_under_sanitizers(mode, tmp_path):
+    kernels = [path for path in emulated.KERNELS if path.name == "lru.cu"]
+    program = emulated.driver(mode, tmp_path, test="test_lru", kernels=kernels)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0 and "all equal" in done.stdout, done.stdout + done.stderr
 
 
 def test_lengths_out_of_range_touch_nothing(ops):
