@@ -9,7 +9,7 @@ import emulated
 import torch
 from gated_cases import NAMES
 
-from rtrl_ext import _functorch, _kernels
+from rtrl_ext import _functorch, _kernels, _lru
 
 NAMESPACE = "rtrl_ext_moved"
 
@@ -21,7 +21,7 @@ class Ops:
 
     def __init__(self, device):
         self._library = torch.library.Library(NAMESPACE, "DEF")
-        for name in dict.fromkeys((*_kernels.Kernels._fields, *NAMES)):
+        for name in dict.fromkeys((*_kernels.Kernels._fields, *NAMES, "lru_scan", "lru_backward")):
             real = getattr(torch.ops.rtrl_ext, name).default
             self._library.define(str(real._schema).removeprefix("rtrl_ext::"))
             self._library.impl(name, self._moving(real, device), "CPU")
@@ -52,4 +52,5 @@ def load(device: str = "cuda") -> Ops:
     ops = Ops(device)
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
+    _lru.register(NAMESPACE)
     return ops

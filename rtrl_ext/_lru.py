@@ -105,11 +105,8 @@ class Scan(Function):
         if gs is None and gs_n is None:
             return (None,) * 5
         lam, states, s0, lengths = ctx.saved_tensors
-        want, window = ctx.needs_input_grad[0], ctx.window
-        override = _state.backward_override()
-        if override is not None:
-            window = window_of(override(lam, lam))
-        a, gs0, glam = _backward(gs, gs_n, lam, states, s0, lengths, window, want)
+        want = ctx.needs_input_grad[0]
+        a, gs0, glam = _backward(gs, gs_n, lam, states, s0, lengths, ctx.window, want)
         return (*_fitted((glam if want else None, a, gs0), ctx.leads), None, None)
 
     @staticmethod

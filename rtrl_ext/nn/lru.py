@@ -10,12 +10,14 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _state
+from .._autograd import in_transform
 from .._checks import check_flag, check_shape, check_size
 from .._lru import lru_core, window_of
 from ..rules import BPTT, Rule, get
 from ._arguments import prepare
 
 _EXACT = BPTT()
+_PIECE = 8 << 20  # bytes of a piece's states
 _SMALLEST = 1e-6  # keeps log(-log|λ|) finite where the ring touches 0 or 1
 
 
@@ -178,10 +180,29 @@ class LRU(nn.Module):
             x = torch.where(on.unsqueeze(-1), x, torch.zeros_like(x))
         lam, gamma = self.recurrence()
         into = (gamma[:, None] * torch.stack([self.B_re, self.B_im])).flatten(0, 1)
-        u = linear(x, into).unflatten(-1, (2, self.hidden_size))
-        states, s_n = lru_core(lam, u, first, lengths=lengths, window=window)
         out = torch.cat([self.C_re, -self.C_im], 1)
-        return linear(states.flatten(-2), out) + linear(x, self.D), s_n
+        s, outputs = first, []
+        for i, part in enumerate(x.split(self._pieces(x, lengths, window))):
+            if i > 0 and window:
+                s = s.detach()
+            u = linear(part, into).unflatten(-1, (2, self.hidden_size))
+            states, s = lru_core(lam, u, s, lengths=lengths, window=window)
+            outputs.append(linear(states.flatten(-2), out) + linear(part, self.D))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), s
+
+    def _pieces(self, x: Tensor, lengths: Tensor | None, window: int) -> list[int]:
+        """Steps of the pieces of time that a plain call is made of, so that what one operation
+        writes is in the cache when the next reads it. They end where a window ends."""
+        steps, batch = x.shape[:2]
+        if lengths is not None or torch.compiler.is_compiling() or in_transform():
+            return [steps]
+        row = max(1, batch * 2 * self.hidden_size * x.element_size())
+        size = max(1, _PIECE // row)
+        size = max(window, size // window * window) if window else size
+        if steps < 2 * size:
+            return [steps]
+        rest = steps % size
+        return [rest] * (rest > 0) + [size] * (steps // size)
 
     def _initial(self, h0: Tensor | None, args: Any) -> Tensor:
         """The first state in planes (B, 2, n)."""
