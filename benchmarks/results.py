@@ -98,7 +98,8 @@ def rows_from(
                 med, best = ratio(timings[peer, th], timing)
                 rows.append(
                     Row(suite, case, name, th, timing.median, timing.best, against=SPEED + peer,
-                        ratio=med, ratio_best=best, bound=bound, at_least=True, **base)
+                        ratio=med, ratio_best=best, bound=bound, at_least=True,
+                        **{**base, "info": {}})
                 )  # fmt: skip
         if not made:
             rows.append(Row(suite, case, name, th, timing.median, timing.best, **base))

@@ -27,7 +27,8 @@ class Rate(brainstate.nn.Module):
 
     def __init__(self, data: dict[str, Any], options: dict[str, Any]) -> None:
         super().__init__()
-        self.n, self.m, self.leak = *data["weight_ih"].shape, options["leak"]
+        self.n, self.m = data["weight_ih"].shape
+        self.leak = options["leak"]
         both = np.concatenate([data["weight_ih"], data["weight_hh"]], 1).T
         self.lin = _linear(both, data["bias_ih"] + data["bias_hh"])
 
@@ -45,7 +46,7 @@ class Rate(brainstate.nn.Module):
 
 
 class GRU(brainstate.nn.Module):
-    """GRU as in torch; a product of [x, h] for r and for z, two for n, whose reset is in between."""
+    """GRU as in torch; one product of [x, h] for r and for z, two for n."""
 
     def __init__(self, data: dict[str, Any], options: dict[str, Any]) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ def build(data: dict[str, Any], options: dict[str, Any]) -> tuple[Call, Answer]:
     """A jitted gradient by the algorithm of that name, and its four arrays in torch's layout."""
     x, gy = jnp.asarray(data["x"]), jnp.asarray(data["gy"])
     B = x.shape[1]
-    net = {"RNN": Rate, "GRU": GRU}[options.get("cell", "RNN")](data, options)
+    net: Any = {"RNN": Rate, "GRU": GRU}[options.get("cell", "RNN")](data, options)
     algorithm = getattr(braintrace, options.get("algorithm", "EProp"))
     learner = braintrace.compile(net, algorithm, x[0], batch_size=B)
 

@@ -89,9 +89,7 @@ def of_cell(s: Settings, cell: str, column: str, case: Case) -> list[Contestant]
         (f"JAX {cell} scan", "scan", "bptt"),
         (f"JAX {cell} stop-gradient", "stopgrad", "eprop"),
     ):
-        s.add_jax(
-            out, name, kind, case, against(rule), options={"cell": cell}, flops=flops[rule]
-        )
+        s.add_jax(out, name, kind, case, against(rule), options={"cell": cell}, flops=flops[rule])
     if cell == "GRU":
         for algorithm in ALGORITHMS:
             s.add_jax(

@@ -133,9 +133,7 @@ def of_cell(s: Settings, cell: str, column: str, case: Case) -> list[Contestant]
 Make = Callable[[peers.Outputs, Tensor, Tensor, peers.Directions], peers.Product]
 
 
-def _peers(
-    cell: str, params: loops.Params
-) -> list[tuple[str, Make, peers.Outputs, str | None]]:
+def _peers(cell: str, params: loops.Params) -> list[tuple[str, Make, peers.Outputs, str | None]]:
     """(name, product, model, package that it needs) of the peers in PyTorch."""
     products: list[tuple[str, Make]] = [
         ("vmap(jvp(grad))", peers.forward_over_reverse),
@@ -148,15 +146,17 @@ def _peers(
             ("PyHessian nn.RNN", peers.pyhessian_product, model, "pyhessian"),
             ("curvlinops nn.RNN", peers.curvlinops_product, model, "curvlinops"),
         ]
-    models = {
-        f"nn.{cell}": peers.Outputs(gated.torch_module(cell, params)),
-        f"{cell} loop": peers.Outputs(gated.Loop(cell, params)),
-    }
-    return [
+    module = peers.Outputs(gated.torch_module(cell, params))
+    loop = peers.Outputs(gated.Loop(cell, params))
+    found: list[tuple[str, Make, peers.Outputs, str | None]] = [
         (f"{name} {which}", make, model, None)
-        for which, model in models.items()
+        for which, model in ((f"nn.{cell}", module), (f"{cell} loop", loop))
         for name, make in products
     ]
+    if cell == "LSTM":
+        plain = peers.forward_over_reverse_plain
+        found[0] = ("vmap(jvp(grad)) nn.LSTM without oneDNN", plain, module, None)
+    return found
 
 
 def contestants(s: Settings, column: str, case: Case) -> list[Contestant]:

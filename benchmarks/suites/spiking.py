@@ -54,7 +54,7 @@ def _truth(cell: str, rule: str, data: dict[str, Tensor]) -> Gradients:
     return peers.loop(cell, rule, weights, wide["x"], wide["gy"])()
 
 
-def _live(spikes: Tensor) -> dict[str, float]:
+def _live(spikes: Tensor) -> dict[str, Any]:
     """Share of units and steps with a spike; RuntimeError if there is none to time."""
     rate = float(spikes.detach().mean())
     if not rate:
@@ -96,9 +96,9 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
         return lambda got: error(got, results[rule])
 
     ways = [("loop", peers.loop)]
-    if s.compiled:
+    if s.compiled and adaptive:  # minutes each
         ways.append(("loop, step compiled", peers.compiled_step))
-    if s.compiled and not s.quick:
+    if s.compiled and adaptive and not s.quick:
         ways.append(("loop, whole compiled", peers.compiled_whole))
     for rule, prefix in (("bptt", ""), ("eprop", "detach ")):
         for way, make in ways:
