@@ -49,11 +49,13 @@ class GatedBackwardRun {
   void run(const T* packed) {
     const bool plain = p_.gy.p && !p_.lam && (P != Transport::Local || p_.decay == 0);
     for (int64_t t = p_.s.end - 1; t >= p_.s.begin; --t) {
+      bool any = false;  // some row takes in what is carried
       for (int64_t r = 0; r < at_.rows; ++r) {
+        any = any || (t + 1 < at_.length[r] && !cut(r, t));
         at_.prefetch_row(at_.at(p_.aux, r, t, A), A * n_);
         at_.prefetch_row(at_.at(p_.gy, r, t), p_.gy.p ? n_ : 0);
       }
-      if (t + 1 < p_.s.T) move(packed);
+      if (any) move(packed);
       for (int64_t r = 0; r < at_.rows; ++r) {
         if (t >= at_.length[r]) {
           zero_row(delta(r, t), 4 * n_);
@@ -61,7 +63,7 @@ class GatedBackwardRun {
           zero_row(at_.at(p_.to_c, r, t), n_);
           continue;
         }
-        const Step at{r, t, t == at_.length[r] - 1, p_.window > 0 && (at_.length[r] - t - 1) % p_.window == 0};
+        const Step at{r, t, t == at_.length[r] - 1, cut(r, t)};
         if (plain && !at.first && !at.cut) {
           step<true>(at);
         } else {
@@ -84,6 +86,7 @@ class GatedBackwardRun {
   }
 
  private:
+  bool cut(int64_t r, int64_t t) const { return p_.window > 0 && (at_.length[r] - t - 1) % p_.window == 0; }
   void move(const T* packed) {
     if constexpr (P == Transport::Full) gemm<T>(at_.rows, carry_, wide_, packed, G * n_, n_, product_, ld_, true);
   }
