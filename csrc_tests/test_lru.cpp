@@ -83,7 +83,7 @@ bool wrong(const Case& c) {
   for (Array* x : {&u, &s0, &gs, &gs_n}) x->fill(random, 1);
   std::vector<int64_t> lengths;
   for (int64_t b = 0; b < c.B; ++b) lengths.push_back(c.ragged ? 1 + static_cast<int64_t>(random()) % c.T : c.T);
-  const rx::LruShape shape{c.L, c.T, c.B, c.n, c.ragged ? lengths.data() : nullptr};
+  const rx::LruShape shape{c.L, c.T, c.B, c.n, 0, c.T, c.ragged ? lengths.data() : nullptr};
   const size_t size = static_cast<size_t>(rx::cuda::lru_between(shape));
   std::unique_ptr<double[]> between(new double[size]), sums(new double[size]);
   const rx::LruScan<double> scan{shape, lam.in(), u.in(), s0.in(), states.p.get(), s_n.p.get()};

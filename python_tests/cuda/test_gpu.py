@@ -88,6 +88,27 @@ def test_gated_modules_equal_the_cpu(dtype, sizes, cell, rule, strategy):
         assert float((a.double() - b).norm()) <= tolerance(dtype, T, n) * max(1.0, float(b.norm()))
 
 
+@pytest.mark.parametrize("rule", ["bptt", "tbptt:k=3", "immediate"])
+@pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 3, 300), (2, 9, 700, 70)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_lru_equals_the_cpu(dtype, sizes, rule):
+    """Also over several chunks of time."""
+    m, n, B, T = sizes
+    torch.manual_seed(0)
+    net = rx.LRU(m, n, r_min=0.5, r_max=0.99, rule=rx.rules.parse(rule), dtype=dtype)
+    exact = copy.deepcopy(net).double()
+    x, lengths = torch.randn(T, B, m, dtype=dtype), torch.randint(1, T + 1, (B,))
+    results = []
+    for run, z in ((exact, x.double()), (net.cuda(), x.cuda())):
+        z = z.detach().requires_grad_()
+        y, h = run(z, lengths=lengths.to(z.device))
+        (y.square().sum() + h.real.sum() + (h.imag**2).sum()).backward()
+        results.append([y, h, z.grad, *(p.grad for p in run.parameters())])
+    for a, b in zip(*results, strict=True):
+        bound = tolerance(dtype, T * B, n) * max(1.0, float(a.norm()))
+        assert float((b.detach().cpu().to(a.dtype) - a.detach()).norm()) <= bound
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_autocast_and_replicas(dtype):
     torch.manual_seed(0)

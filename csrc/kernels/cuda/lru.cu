@@ -188,10 +188,10 @@ __global__ void __launch_bounds__(kThreads) back_carry(LruBackward<T> p, Chunks 
   const Planes<T> lam = power(at.unit(p.lam), c.steps);
   Planes<T> a = nothing<T>();
   for (int64_t k = c.count - 1; k > 0; --k) {
-    // steps that follow a row's chunk, and the chunk's first step; a window that ends between them lets nothing through, and
-    // so does a row's own end
+    // steps of the row after the chunk's last one and after its first: a window that ends between them lets nothing through
+    // (after a row's own end there is nothing)
     const int64_t after = at.re.length - (k + 1) * c.steps, most = after + c.steps - 1;
-    const bool ends = after < 1 || (p.window > 0 && most / p.window * p.window >= after);
+    const bool ends = p.window > 0 && most / p.window * p.window >= after;
     const Planes<T> own = at.get_chunk(between, k - 1);
     a = ends ? own : adjoint(lam, a, own);
     at.put_chunk(between, k - 1, a);
