@@ -8,9 +8,10 @@ from torch.func import vmap
 from torch.library import opcheck
 
 from rtrl_ext import _kernels
-from rtrl_ext._cells import CELLS
+from rtrl_ext._cells import CELLS as EVERY
 from rtrl_ext.reference import library
 
+CELLS = {name: EVERY[name] for name in ("gru", "lstm")}
 KINDS = ("forward", "backward", "forward_jvp", "backward_jvp")
 OPS = [f"{cell}_{kind}" for cell in CELLS for kind in KINDS]
 T, B, N, L = 4, 3, 5, 2

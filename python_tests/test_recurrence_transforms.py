@@ -378,10 +378,24 @@ def test_biased_rules_have_exact_jvp_and_no_second_derivative(cell, rule):
             again()
         with rx.exact_gradients():
             again()
-    w = c.at["weight_hh_l0"].requires_grad_()
-    (g,) = torch.autograd.grad(loss(c.at), w, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"rtrl_ext\.exact_gradients\(\)"):
-        g.sum().backward()
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("rule", [*RULES, "scaled"])
+def test_double_backward_of_biased_rules_is_refused(cell, rule):
+    """Also where the loss is linear, so that nothing but the rule's own gradient is left, and where
+    another term has a second derivative: a missing part would pass for a zero."""
+    c = Case(cell, rule=Scaled("bptt", 0.5) if rule == "scaled" else RULES[rule])
+    w, readout = c.at["weight_hh_l0"].requires_grad_(), c.readout.clone().requires_grad_()
+    for loss, wanted in (
+        (lambda: c.loss(c.run)(c.at), w),
+        (lambda: c.run(c.at)[0].sum(), w),
+        (lambda: (c.run(c.at)[0] * readout).sum(), readout),
+    ):
+        (g,) = torch.autograd.grad(loss(), w, create_graph=True)
+        total = g.sum() + wanted.square().sum()
+        with pytest.raises(RuntimeError, match=r"rtrl_ext\.exact_gradients\(\)"):
+            torch.autograd.grad(total, wanted)
 
 
 TRANSFORMS = {
