@@ -50,8 +50,12 @@ def forward_over_reverse_plain(model: Outputs, x: Tensor, target: Tensor, v: Dir
     product = forward_over_reverse(model, x, target, v)
 
     def call() -> Directions:
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+        # not `flags`, which sets three more things and warns
+        before = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)[0]
+        try:
             return product()
+        finally:
+            torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
 
     return call
 
