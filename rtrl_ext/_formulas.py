@@ -20,10 +20,6 @@ SECOND_ORDER = (
     "run the forward pass inside `with rtrl_ext.exact_gradients():` (or use rule='bptt') to "
     "differentiate the loss twice"
 )
-THIRD_ORDER = (
-    "the leaky recurrent cell has first and second derivatives (reverse, forward, forward over "
-    "reverse, reverse over reverse); this call needs {what}, which it doesn't have"
-)
 
 
 class Rule(NamedTuple):
