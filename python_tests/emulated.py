@@ -112,7 +112,7 @@ def _state() -> str:
 @cache
 def load():  # type: ignore[no-untyped-def]
     """The emulated operations, with shapes and derivatives as the compiled ones have them."""
-    from rtrl_ext import _functorch, _kernels
+    from rtrl_ext import _functorch, _kernels, _recurrence_ops
 
     folder = ROOT / "build" / "emulated"
     library = folder / f"emulated-{_state()}.so"
@@ -137,4 +137,5 @@ def load():  # type: ignore[no-untyped-def]
     torch.ops.load_library(str(library))
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
+    _recurrence_ops.register(NAMESPACE, ("gru", "lstm"))
     return getattr(torch.ops, NAMESPACE)
