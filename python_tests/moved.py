@@ -9,7 +9,7 @@ import emulated
 import torch
 from gated_cases import NAMES
 
-from rtrl_ext import _functorch, _kernels, _lru
+from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
 
 NAMESPACE = "rtrl_ext_moved"
 
@@ -53,4 +53,5 @@ def load(device: str = "cuda") -> Ops:
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
+    _recurrence_ops.register(NAMESPACE, ("gru", "lstm"))
     return ops

@@ -261,6 +261,7 @@ def test_nothing_to_do(ops, cell):
         assert y.shape == (shape[0], *shape[2:]) and not any(f.numel() for f in final)
 
 
+@pytest.mark.filterwarnings("ignore:rtrl_ext.curvature")  # these operations are not its own
 @pytest.mark.parametrize(
     "rule",
     ["bptt", rx.rules.TBPTT(2), "eprop", rx.rules.EProp(readout_decay=0.7), "snap1"],
@@ -271,7 +272,7 @@ def test_modules_run_on_these_operations(ops, cell, rule, monkeypatch):
     """Gradients under every rule, and a Hessian's products, are those of the CPU's operations."""
     net = {"gru": rx.GRU, "lstm": rx.LSTM}[cell](3, 20, 2, rule=rule, dtype=torch.float64)
     x, target = torch.randn(5, 4, 3).double(), torch.randn(5, 4, 20).double()
-    lengths = torch.tensor([5, 2, 4, 1])
+    lengths, ways = torch.tensor([5, 2, 4, 1]), torch.randn(2, 5, 4, 3).double()
 
     def loss(out, goal):
         return (out[0] - goal).square().sum()
@@ -280,7 +281,11 @@ def test_modules_run_on_these_operations(ops, cell, rule, monkeypatch):
         parameters = list(net.parameters())
         found = torch.autograd.grad(loss(net(x, lengths=lengths), target), parameters)
         H = rx.curvature.Hessian(net, loss, (x, target))
-        return [*found, H @ torch.ones(H.shape[0], 2, dtype=torch.float64)]
+        found += (H @ torch.ones(H.shape[0], 2, dtype=torch.float64),)
+        with rx.exact_gradients():
+            gradient = torch.func.grad(lambda z: loss(net(z), target))
+            found += (torch.func.vmap(lambda d: torch.func.jvp(gradient, (x,), (d,))[1])(ways),)
+        return found
 
     expected, used, usual = products(), set(), _kernels.operation
     monkeypatch.setattr(_kernels, "operation", lambda name: used.add(name) or usual(name))
