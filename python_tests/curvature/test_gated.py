@@ -151,7 +151,7 @@ def test_hvp_and_ggn_vp(tools, cell):
 
 @pytest.mark.parametrize("route", ["layer", "recurrence"])
 def test_inspection_counts_the_rows_of_a_layer(cell, route):
-    net = Net(getattr(rx, cell)(2, 64, 2))
+    net = Net(getattr(rx, cell)(2, 64, 2 if route == "layer" else 1))
     x = torch.randn(30, 40, 2)
     drive = torch.zeros(30, 40, net.rnn.gates * 64, requires_grad=True)
     with torch.no_grad() if route == "layer" else torch.enable_grad(), Inspection() as seen:
