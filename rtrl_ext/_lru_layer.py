@@ -6,7 +6,6 @@ from torch.nn.functional import linear
 
 from . import _state
 from ._autograd import in_transform
-from ._formulas import with_lead
 from ._lru import scan, window_of
 from .rules import Rule
 
@@ -93,8 +92,8 @@ def _scan(
     """The scan of tensors with replicas and without: ((R,) 2, n), ((R,) T, B, 2, n) and ((R,) B, 2,
     n)."""
     single = lam.dim() == 2 and u.dim() == 4 and s.dim() == 3
-    led = [with_lead(t, rank) for t, rank in ((lam, 3), (u, 5), (s, 4))]
-    states, last = scan(*led, lengths, window)
+    lam, u, s = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in ((lam, 3), (u, 5), (s, 4)))
+    states, last = scan(lam, u, s, lengths, window)
     return (states.squeeze(0), last.squeeze(0)) if single else (states, last)
 
 

@@ -171,7 +171,9 @@ def test_replicas_have_every_derivative():
 
 
 def test_autocast_changes_nothing():
-    single = {k: t.to(torch.complex64 if k == "h0" else torch.float32) for k, t in problem().items()}
+    single = {
+        k: t.to(torch.complex64 if k == "h0" else torch.float32) for k, t in problem().items()
+    }
     for given in (single, {k: t[None] for k, t in single.items()}):
         expected = functional.lru(**given)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -213,15 +215,15 @@ def test_compiled_and_transformed(lead):
         ({"x": (0, 3, 3)}, ValueError, "x has T = 0 steps"),
         ({"x": (7, 3, 2)}, ValueError, r"x has shape \(7, 3, 2\); expected \(7, 3, 3\), or \(R"),
         ({"x": torch.zeros(7, 3, 3).float()}, TypeError, "x has dtype torch.float32; .* as B_re"),
-        ({"h0": torch.zeros(3, 5).double()}, TypeError, "h0 has dtype torch.float64; .* torch.complex128"),
+        ({"h0": torch.zeros(3, 5).double()}, TypeError, "h0 has dtype torch.float64"),
         ({"h0": torch.zeros(3, 5, dtype=torch.complex64)}, TypeError, "dtype torch.complex64; ex"),
-        ({"h0": torch.zeros(3, 4).cdouble()}, ValueError, r"h0 has shape \(3, 4\); expected \(3, 5"),
+        ({"h0": torch.zeros(3, 4).cdouble()}, ValueError, r"h0 has shape \(3, 4\); expected"),
         ({"h0": "zeros"}, TypeError, "h0 is a str; expected a tensor"),
         ({"nu_log": None}, TypeError, "nu_log is a NoneType; expected a tensor"),
         ({"theta": (4,)}, ValueError, r"theta has shape \(4,\); expected \(5,\), or \(R, ...\)"),
         ({"theta": ()}, ValueError, r"theta has shape \(\); expected 1 dimension, or 2 with"),
         ({"B_im": (5, 4)}, ValueError, r"B_im has shape \(5, 4\); expected \(5, 3\)"),
-        ({"B_im": torch.zeros(5, 3).cdouble()}, TypeError, "B_im has dtype torch.complex128; expected"),
+        ({"B_im": torch.zeros(5, 3).cdouble()}, TypeError, "B_im has dtype torch.complex128"),
         ({"B_re": torch.zeros(5, 3).half()}, TypeError, "B_re has dtype torch.float16; expected f"),
         ({"C_re": (4,)}, ValueError, r"C_re has shape \(4,\); expected 2 dimensions, or 3 with"),
         ({"C_im": (3, 5)}, ValueError, r"C_im has shape \(3, 5\); expected \(4, 5\)"),

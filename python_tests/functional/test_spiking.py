@@ -70,9 +70,7 @@ def call(cell, tensors, variant, **options):
 
 def by_autograd(cell, tensors, variant, seed=1, signals=None, **options):
     """Outputs, gradients by name and the signals on what is differentiable."""
-    leaves = {
-        name: t.clone().requires_grad_() for name, t in tensors.items() if name != "count0"
-    }
+    leaves = {name: t.clone().requires_grad_() for name, t in tensors.items() if name != "count0"}
     given = leaves | {k: v for k, v in tensors.items() if k == "count0"}
     outputs = call(cell, given, variant, **options)
     live = outputs[:-1] if variant.get("refractory") else outputs
@@ -211,7 +209,7 @@ def test_a_trained_tau_may_go_anywhere(cell):
     alive(small[0][0])
     assert torch.equal(small[0][0], smallest[0][0])
     same(small[1], smallest[1])
-    with pytest.raises(ValueError, match="tau_v holds -1.0; expected finite numbers above 0"):
+    with pytest.raises(ValueError, match=r"tau_v holds -1\.0; expected finite numbers above 0"):
         call(cell, tensors | {"tau_v": low}, {})
 
 
@@ -315,7 +313,7 @@ def test_autocast_changes_nothing(cell):
         ({"x": (8, 3)}, ValueError, r"x has shape \(8, 3\); expected 3 dimensions, or 4 with rep"),
         ({"x": (0, 3, 3)}, ValueError, "x has T = 0 steps"),
         ({"x": (8, 3, 7)}, ValueError, r"weight_ih has shape \(5, 3\); expected \(5, 7\)"),
-        ({"weight_hh": (5, 4)}, ValueError, r"_[ih]h has shape \(5, [34]\); expected \(4, [34]\)"),
+        ({"weight_hh": (5, 4)}, ValueError, r"weight_hh has shape \(5, 4\); expected \(4, 4\)"),
         ({"weight_hh": torch.zeros(5, 5).half()}, TypeError, "weight_hh has dtype torch.float16"),
         ({"bias_ih": (4,)}, ValueError, r"bias_ih has shape \(4,\); expected \(5,\), or \(R"),
         ({"drive": (8, 3, 3)}, ValueError, r"drive has shape \(8, 3, 3\); expected \(8, 3, 5\)"),
@@ -325,7 +323,7 @@ def test_autocast_changes_nothing(cell):
         ({"tau_v": torch.ones(5).float()}, TypeError, "tau_v has dtype torch.float32; expected"),
         ({"tau_v": torch.ones(5).long()}, TypeError, "tau_v has dtype torch.int64; expected"),
         ({"tau_v": 0}, ValueError, "tau_v holds 0.0; expected finite numbers above 0"),
-        ({"tau_v": torch.zeros(5).double()}, ValueError, "tau_v holds 0.0; expected finite numbers above"),
+        ({"tau_v": torch.zeros(5).double()}, ValueError, "tau_v holds 0.0; expected"),
         ({"tau_v": torch.tensor(-2.0).double()}, ValueError, "tau_v holds -2.0; expected finite"),
         ({"tau_v": float("nan")}, ValueError, "tau_v holds nan; expected finite numbers above 0"),
         ({"tau_v": "20"}, TypeError, "tau_v is a str; expected a number or a tensor"),

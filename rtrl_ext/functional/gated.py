@@ -125,7 +125,8 @@ def lstm(
         y, (h, c) = lstm(x, None, w_ih, w_hh, b_ih, b_hh, rule="snap1")
         loss_fn(y[-1] @ w_out.T, target).backward()
     """
+    states = states_of(h0, ("h0", "c0"))
     y, (h_n, c_n) = _run(
-        "lstm", x, states_of(h0, ("h0", "c0")), weight_ih, weight_hh, bias_ih, bias_hh, mask, drive, lengths, rule
+        "lstm", x, states, weight_ih, weight_hh, bias_ih, bias_hh, mask, drive, lengths, rule
     )
     return y, (h_n, c_n)

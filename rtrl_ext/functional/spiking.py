@@ -46,14 +46,14 @@ def _run(
     n, (steps, batch, m) = like.shape[-1], x.shape[-3:]
     names = state_names("beta" in constants, settings.refractory)
     states = states_of(h0, names)
-    shapes = {"weight_ih": (n, m), "weight_hh": (n, n), "bias_ih": (n,), "bias_hh": (n,)}
+    shapes = {"weight_hh": (n, n), "weight_ih": (n, m), "bias_ih": (n,), "bias_hh": (n,)}
     expected: dict[str, tuple[Any, tuple[int, ...]]] = {
         "x": (x, (steps, batch, m)),
-        **{name: (s, (batch, n)) for name, s in zip(names, states, strict=True)},
         **{name: (weights[name], shape) for name, shape in shapes.items()},
+        **{name: (s, (batch, n)) for name, s in zip(names, states, strict=True)},
         "drive": (drive, (steps, batch, n)),
     }
-    given: dict[str, Tensor | None] = {"tau_a": None, "beta": None}
+    given: dict[str, Any] = {"tau_a": None, "beta": None}
     for name, value in constants.items():
         if isinstance(value, Tensor):
             expected[name] = (value, () if value.dim() == 0 else (n,))
