@@ -145,10 +145,16 @@ def check_per_unit(name: str, value: Any, n: int, low: float, expected: str) -> 
         if tuple(value.shape) not in ((), (n,)):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected a scalar or ({n},)")
     values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().expand(n).clone()
-    bad = ~((values > low) & values.isfinite())
-    some = bad.any()
-    if has_values(some) and bool(some):
-        raise ValueError(f"{name} holds {float(values[bad][0])}; expected {expected}")
+    came = None
+    if not isinstance(value, Tensor):  # a tracer can't look at the tensor
+        came = None if low < value < math.inf else float(value)
+    else:
+        bad = ~((values > low) & values.isfinite())
+        some = bad.any()
+        if has_values(some) and bool(some):
+            came = float(values[bad][0])
+    if came is not None:
+        raise ValueError(f"{name} holds {came}; expected {expected}")
     return values
 
 

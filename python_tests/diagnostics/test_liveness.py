@@ -366,7 +366,8 @@ def test_printing():
     [
         (lambda net, x: liveness("net", x), TypeError, "model: got str"),
         (lambda net, x: liveness(nn.Linear(3, 2), x), ValueError, "no recurrent module with a kn"),
-        (lambda net, x: liveness(rx.LRU(3, 2), x), ValueError, "expected LeakyRNN, GRU, LSTM, A"),
+        (lambda net, x: liveness(rx.LRU(3, 2), x), ValueError, "linear.*expected LeakyRNN, GRU, L"),
+        (lambda net, x: liveness(nn.Sequential(rx.LRU(3, 2)), x), ValueError, "nothing to saturat"),
         (lambda net, x: liveness(nn.RNN(3, 2), x), ValueError, r"rtrl_ext\.convert"),
         (lambda net, x: liveness(net, x, threshold=0), ValueError, "threshold is 0"),
         (lambda net, x: liveness(net, x, threshold=0.5), ValueError, "threshold is 0.5"),
@@ -379,6 +380,16 @@ def test_printing():
 def test_wrong_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(rx.LeakyRNN(M, N), inputs(dtype=torch.float32))
+
+
+def test_linear_units_are_left_out():
+    model = nn.ModuleDict({"linear": rx.LRU(M, 3), "rnn": rx.LeakyRNN(3, N)})
+    model.forward = lambda x: model["rnn"](model["linear"](x)[0])
+    x = inputs(dtype=torch.float32)
+    found = liveness(model, x)
+    assert list(found) == ["rnn"]
+    alone = liveness(model["rnn"], model["linear"](x)[0].detach())
+    assert found["rnn"].to_dict() == alone.to_dict()
 
 
 def test_a_model_whose_modules_do_not_run():

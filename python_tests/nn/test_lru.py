@@ -10,7 +10,7 @@ from lru_oracle import module_loop, relative
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rtrl_ext as rx
-from rtrl_ext.nn import lru as lru_module
+from rtrl_ext import _lru_layer
 from rtrl_ext.rules import MDGL, TBPTT, EProp, Projected, Scaled
 
 NAMES = ["nu_log", "theta", "B_re", "B_im", "C_re", "C_im", "D"]
@@ -86,9 +86,10 @@ def test_pieces_of_time_change_nothing(monkeypatch, steps, rule):
     net = network(rule=rx.rules.parse(rule))
     x, h0 = operands(steps)
     whole = (*net(x, h0), *gradients(net, net, x, h0))
-    assert net._pieces(x, None, 0) == [steps]
-    monkeypatch.setattr(lru_module, "_PIECE", 3 * 2 * 5 * 8 * 3)  # three steps
-    assert len(net._pieces(x, None, 0)) > 2
+    row = 3 * 2 * 5 * 8
+    assert _lru_layer.pieces_of(steps, row, 0) == [steps]
+    monkeypatch.setattr(_lru_layer, "_PIECE", 3 * row)  # three steps
+    assert len(_lru_layer.pieces_of(steps, row, 0)) > 2
     assert relative((*net(x, h0), *gradients(net, net, x, h0)), whole) < 1e-13
     if rule == "bptt":
         y, h = net(x, h0)

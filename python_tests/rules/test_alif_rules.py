@@ -6,7 +6,7 @@ import torch
 from alif_oracle import SHAPES, Problem, relative
 
 import rtrl_ext as rx
-from rtrl_ext.nn.alif import RESETS, SURROGATES
+from rtrl_ext._alif_layer import RESETS, SURROGATES
 from rtrl_ext.rules import BPTT, MDGL, TBPTT, EProp, Immediate, ModProp, SnAp1
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -15,6 +15,7 @@ from .._checks import (
     check_like,
     check_mask,
     check_tensor,
+    tuple_of_states,
 )
 from .._history import Adjoint, LeakyHistory, outer_sum, times
 from ..reference import activations
@@ -101,31 +102,47 @@ def prepare(
 
 def check_weights(x: Any, weight_ih: Any, weight_hh: Any) -> None:
     """What the sizes are read from: tensors of the right ranks, T > 0, float32 or float64."""
-    for name, value in (("x", x), ("weight_ih", weight_ih), ("weight_hh", weight_hh)):
+    check_ranks("weight_hh", x=(x, 3), weight_ih=(weight_ih, 2), weight_hh=(weight_hh, 2))
+
+
+def check_ranks(like: str, x: tuple[Any, int], **weights: tuple[Any, int]) -> None:
+    """``x`` and weights, each with its rank without replicas; ``like`` names the weight whose dtype
+    is that of all. What `check_weights` says."""
+    for name, (value, _) in {"x": x, **weights}.items():
         check_tensor(name, value)
-    for name, value, rank in (
-        ("weight_ih", weight_ih, 2),
-        ("weight_hh", weight_hh, 2),
-        ("x", x, 3),
-    ):
+    for name, (value, rank) in {**weights, "x": x}.items():
         if value.dim() not in (rank, rank + 1):
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; expected {rank} dimensions, "
-                f"or {rank + 1} with replicas"
+                f"{name} has shape {tuple(value.shape)}; expected {rank} "
+                f"dimension{'s' * (rank > 1)}, or {rank + 1} with replicas"
             )
-    if weight_hh.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"weight_hh has dtype {weight_hh.dtype}; expected float32 or float64")
-    if x.shape[-3] == 0:
+    dtype = weights[like][0].dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{like} has dtype {dtype}; expected float32 or float64")
+    if x[0].shape[-3] == 0:
         raise ValueError("x has T = 0 steps; expected at least one")
 
 
+def states_of(h0: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """A tuple of initial states by these names, Nones for None: TypeError or ValueError."""
+    if h0 is None:
+        return (None,) * len(names)
+    states = tuple_of_states(h0, names)
+    for name, state in zip(names, states, strict=True):
+        if state is None:
+            raise TypeError(
+                f"{name} is a NoneType; expected a tensor, or h0=None for all states zero"
+            )
+    return states
+
+
 def check_operands(
-    expected: dict[str, tuple[Any, tuple[int, ...]]], weight_hh: Tensor
+    expected: dict[str, tuple[Any, tuple[int, ...]]], like: Tensor, of: str = "weight_hh"
 ) -> tuple[int | None, dict[str, tuple[int, ...]]]:
     """The number of replicas, if any, and the shapes of the tensors that were given.
 
     expected: by name, what came (None: nothing) and its shape without replicas; all in dtype and
-    on the device of ``weight_hh``.
+    on the device of ``like``, which messages call ``of``.
     """
     replicas, shapes = None, {}
     for name, (value, shape) in expected.items():
@@ -138,7 +155,7 @@ def check_operands(
             if replicas is not None and came[0] != replicas:
                 raise ValueError(f"{name} has {came[0]} replicas; expected {replicas}, as others")
             replicas = came[0]
-        check_like(name, value, weight_hh.dtype, weight_hh.device, "weight_hh")
+        check_like(name, value, like.dtype, like.device, of)
         shapes[name] = came
     return replicas, shapes
 

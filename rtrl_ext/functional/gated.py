@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .. import _state
 from .._cells import CELLS
-from .._checks import check_lengths, check_mask, tuple_of_states
+from .._checks import check_lengths, check_mask
 from .._gated_layer import gated_layer
 from ..rules import BPTT, Rule, get
 from ..rules.wrappers import Wrapper
-from ._arguments import check_operands, check_weights, refuse_replicas
+from ._arguments import check_operands, check_weights, refuse_replicas, states_of
 
 
 def _run(
@@ -125,10 +125,7 @@ def lstm(
         y, (h, c) = lstm(x, None, w_ih, w_hh, b_ih, b_hh, rule="snap1")
         loss_fn(y[-1] @ w_out.T, target).backward()
     """
-    states = (None, None) if h0 is None else tuple_of_states(h0, ("h0", "c0"))
-    for name, state in zip(("h0", "c0"), states, strict=True):
-        if h0 is not None and state is None:
-            raise TypeError(f"{name} is a NoneType; expected a tensor, or None for both states")
+    states = states_of(h0, ("h0", "c0"))
     y, (h_n, c_n) = _run(
         "lstm", x, states, weight_ih, weight_hh, bias_ih, bias_hh, mask, drive, lengths, rule
     )

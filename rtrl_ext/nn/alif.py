@@ -1,19 +1,15 @@
 """Spiking units, leaky integrate-and-fire, with adaptive threshold or without."""
 
-import math
 import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._alif_layer import Settings, alif_layer
-from .._checks import check_choice, check_flag, check_per_unit, check_positive, has_values
+from .._alif_layer import alif_layer, check_constant, check_settings, state_names
+from .._checks import check_flag, has_values
 from ..rules import Rule
 from .base import RecurrentBase
-
-RESETS = ("subtract", "zero")
-SURROGATES = ("triangular", "fast_sigmoid", "arctan")
 
 
 class SpikingRNN(RecurrentBase):
@@ -45,15 +41,10 @@ class SpikingRNN(RecurrentBase):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if isinstance(refractory, bool) or not isinstance(refractory, int):
-            raise TypeError(f"refractory is a {type(refractory).__name__}; expected an int")
-        if refractory < 0:
-            raise ValueError(f"refractory is {refractory}; expected at least 0 steps")
-        check_choice("reset", reset, RESETS)
-        check_choice("surrogate", surrogate, SURROGATES)
-        self.v_th, self.gamma = check_positive("v_th", v_th), check_positive("gamma", gamma)
-        self.dt = check_positive("dt", dt)
-        self.input_scaling = check_flag("input_scaling", input_scaling)
+        self._settings = s = check_settings(
+            dt, v_th, gamma, input_scaling, refractory, reset, surrogate
+        )
+        self.v_th, self.gamma, self.dt, self.input_scaling = s.v_th, s.gamma, s.dt, s.scaling
         self.refractory, self.reset, self.surrogate = refractory, reset, surrogate
         super().__init__(
             self.cell, input_size, hidden_size, num_layers, bias, batch_first,
@@ -61,14 +52,8 @@ class SpikingRNN(RecurrentBase):
         )  # fmt: skip
         # exact in float64, so that a change of dtype loses nothing
         self._sources = {
-            name: check_per_unit(
-                name, value, hidden_size, *(
-                    (-math.inf, "finite numbers") if name == "beta"
-                    else (0.0, "finite numbers above 0")
-                ),
-            )
-            for name, value in values.items()
-        }  # fmt: skip
+            name: check_constant(name, value, hidden_size) for name, value in values.items()
+        }
         self._learned = learned
         like = self.all_weights[0][0]
         for name, source in self._sources.items():
@@ -76,12 +61,7 @@ class SpikingRNN(RecurrentBase):
             self.register_buffer(name, None if name in learned else value, persistent=False)
             for layer in range(num_layers if name in learned else 0):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(value.clone()))
-        self._settings = Settings(
-            self.dt, self.v_th, self.gamma, input_scaling, RESETS.index(reset),
-            SURROGATES.index(surrogate), refractory,
-        )  # fmt: skip
-        names = ["v0"] if "beta" not in values else ["v0", "a0"]
-        self.state_names = (*names, *(["count0"] if refractory else []))
+        self.state_names = state_names("beta" in values, refractory)
         self._told_silent = False
 
     def reset_parameters(self) -> None:
