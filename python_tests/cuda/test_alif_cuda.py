@@ -62,12 +62,20 @@ def check(ops, problem):
 @pytest.mark.parametrize("ragged", [False, True])
 @every_strategy
 @every_variant
-@every_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equal_to_the_reference(ops, shape, dtype, variant, strategy, ragged):
+def test_equal_to_the_reference(ops, shape, variant, strategy, ragged):
     ops.cuda_strategy(strategy)
     L, shared, *rest = shape
-    check(ops, Problem((L, *rest), dtype, variant, shared, ragged))
+    check(ops, Problem((L, *rest), torch.float64, variant, shared, ragged))
+
+
+@every_strategy
+@every_variant
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+def test_single_precision(ops, shape, variant, strategy):
+    ops.cuda_strategy(strategy)
+    L, shared, *rest = shape
+    check(ops, Problem((L, *rest), torch.float32, variant, shared, True))
 
 
 @every_variant
@@ -144,7 +152,7 @@ def test_a_long_run(ops, variant, strategy):
         assert not (psi[:, lag:] * z[:, :-lag]).any()
     back = problem.backward(right, FULL, 0, 0.0, False)
     for a, b in zip(ops.alif_backward(*back), expected("alif_backward", back), strict=True):
-        assert error_of(a, b) < 1e-10
+        assert not b.numel() or error_of(a, b) < 1e-10
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100, 120])

@@ -58,7 +58,6 @@ __device__ __forceinline__ void with_policy(Transport asked, F&& f) {
 template <class T, bool Adapts>
 struct AlifUnits {
   Quad<T> alpha, rho, beta;
-  bool scaling;
 
   template <class Params>
   __device__ __forceinline__ void load(const Params& p, const Place& at) {
@@ -67,9 +66,8 @@ struct AlifUnits {
       rho = at.unit(p.rho, p.s.n);
       beta = at.unit(p.beta, p.s.n);
     }
-    scaling = p.s.scaling;
   }
-  __device__ __forceinline__ AlifUnit<T> get(int i) const {
+  __device__ __forceinline__ AlifUnit<T> get(int i, bool scaling) const {
     const T a = alpha.v[i], scale = scaling ? one_minus(a) : T(1);
     if constexpr (Adapts) return {a, scale, rho.v[i], beta.v[i]};
     return {a, scale, T(0), T(0)};
@@ -115,7 +113,7 @@ struct AlifForwardStep {
       for (int i = 0; i < kColumns; ++i) {
         AlifState<T> state{kept.carry[0].v[i], kept.state.v[i], Adapts ? kept.extra[kExtras - 1].v[i] : T(0),
                            kept.extra[0].v[i]};
-        psi.v[i] = alif_value<Shape, Adapts>(in.pre.v[i] + product->v[i], state, in.units.get(i), p.all);
+        psi.v[i] = alif_value<Shape, Adapts>(in.pre.v[i] + product->v[i], state, in.units.get(i, p.s.scaling), p.all);
         kept.carry[0].v[i] = state.z;
         kept.state.v[i] = state.v;
         kept.extra[0].v[i] = state.count;
@@ -211,7 +209,7 @@ struct AlifBackwardStep {
         const T by_a = Adapts ? kept.extra[Adapts ? kExtras - 1 : 0].v[i] : T(0);
         const AlifIncoming<T> incoming{signal, moved.v[i], kept.state.v[i], by_a, last_v.v[i], last_a.v[i]};
         const AlifAdjoint<T> out = alif_adjoint<decltype(policy)::kValue, Adapts>(in.psi.v[i], in.z.v[i], in.v.v[i], incoming,
-                                                                                  mu, in.units.get(i), p.all);
+                                                                                  mu, in.units.get(i, p.s.scaling), p.all);
         kept.state.v[i] = out.v;
         kept.carry[0].v[i] = out.carry;
         if constexpr (Adapts) kept.extra[kExtras - 1].v[i] = out.a;
@@ -235,7 +233,7 @@ struct AlifBackwardStep {
       for (int i = 0; i < kColumns; ++i) {
         const T by_a = Adapts ? kept.extra[Adapts ? kExtras - 1 : 0].v[i] : T(0);
         const AlifBefore<T> out = alif_before<decltype(policy)::kValue, Adapts>(moved.v[i], kept.state.v[i], by_a, z0.v[i],
-                                                                                v0.v[i], units.get(i), p.all);
+                                                                                v0.v[i], units.get(i, p.s.scaling), p.all);
         gz0.v[i] = out.z;
         gv0.v[i] = out.v;
         ga0.v[i] = out.a;
