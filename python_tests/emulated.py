@@ -27,7 +27,7 @@ FLAGS = [
 ]  # fmt: skip
 KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 #: Cells whose launchers csrc_tests/test_CELL.cpp runs on cases of CELL_cases.py.
-CELLS = ("leaky", "gated")
+CELLS = ("leaky", "gated", "alif")
 EMULATOR = ROOT / "csrc_tests" / "emulator.cpp"
 
 

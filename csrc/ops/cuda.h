@@ -48,10 +48,10 @@ void with_cuda_dtype(ScalarType dtype, F&& f) {
 }
 
 // Starts a kernel for tensors like `like`. `w` (L|1, gates n, n): the matrix of its recurrent product, none without one; a
-// forward pass multiplies with its transpose.
+// forward pass multiplies with its transpose. `extras`: quads that the kernel's steps keep beside state and carry.
 template <class E, class P>
 void run_on_cuda(const P& p, const Tensor& like, const OptionalTensor& w, int64_t gates, bool forward,
-                 const char* (*start)(const P&, const cuda::Launch<E>&)) {
+                 const char* (*start)(const P&, const cuda::Launch<E>&), int64_t extras = 1) {
   using T = ComputeOf<E>;
   const Context context(like);
   cuda::Launch<E> launch{};
@@ -73,8 +73,8 @@ void run_on_cuda(const P& p, const Tensor& like, const OptionalTensor& w, int64_
   auto rows = [&](auto&& make_one, int64_t width) {
     return batched ? make_one(like, {L, B, width}) : make_one(like, {L * B, width});
   };
-  const Tensor state = rows(make_computed, n), extra = rows(make_computed, n), product = rows(make_computed, products * n),
-               carry = rows(make, carries * n);
+  const Tensor state = rows(make_computed, n), extra = rows(make_computed, extras * n),
+               product = rows(make_computed, products * n), carry = rows(make, carries * n);
   const Tensor one = batched ? *w : torch::stable::select(*w, 0, 0);
   Multiply multiply{product, carry, forward ? torch::stable::transpose(one, -1, -2) : one, batched};
   launch.state = out<T>(state);
