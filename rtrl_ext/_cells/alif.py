@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .._formulas import LOCAL, SECOND_ORDER, Rule, Written, shifted
-from .._refuse import Refuse
+from .._formulas import LOCAL, Rule, Written, shifted
+from .._refuse import refuse
 from ..reference.alif import ZERO
 from .base import Adjoints, Cell, Maybe, Pass, Tensors, lead_of
 
@@ -119,7 +119,8 @@ class ALIF(Cell):
         out = rule.adjoint(History(self, p), gy, finals, want_lams)
         adjoints = (out.delta, out.gy0, *out.others, *out.lams)
         if not plain:
-            adjoints = Refuse.apply(SECOND_ORDER, *adjoints)
+            of = [t for t in (p.y, p.w, *p.states) if t is not None]
+            adjoints = refuse(ONCE_ONLY, adjoints, of)
         return Adjoints(adjoints[0], adjoints[1:5], adjoints[5:])
 
 
