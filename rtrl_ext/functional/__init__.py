@@ -2,8 +2,8 @@
 
 `leaky_rnn`, `gru`, `lstm`, `alif`, `lif` and `lru` are differentiable. ``leaky_rnn_forward``,
 ``_backward``, ``_jvp`` and ``_backward_jvp`` stay outside autograd: one forward pass, then
-gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are second-order
-products of any loss function.
+gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are
+second-order products of any loss function.
 """
 
 from .gated import gru, lstm
