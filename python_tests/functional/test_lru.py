@@ -156,6 +156,14 @@ def test_one_argument_alone_may_have_replicas(monkeypatch, name, pieces):
     replicas_equal(tensors, set(plain) - {name}, rule=TBPTT(2), window=2)
 
 
+def test_exact_gradients_in_pieces_of_time(monkeypatch):
+    monkeypatch.setattr(_lru_layer, "_PIECE", 1)
+    tensors = problem()
+    with rx.exact_gradients():
+        _, found, signals = by_autograd(functional.lru, tensors, rule=TBPTT(2))
+    same(found, by_autograd(oracle, tensors, signals)[1])
+
+
 def test_replicas_have_every_derivative():
     tensors = problem(lead=2)
     tensors["x"] = tensors["x"][0, :3, :2]

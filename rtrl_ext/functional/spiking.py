@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _state
 from .._alif_layer import Settings, alif_layer, check_constant, check_settings, state_names
 from .._checks import check_lengths, check_mask
-from ..rules import BPTT, Rule, get
+from ..rules import Rule, get
 from ..rules.wrappers import Wrapper
 from ._arguments import check_operands, check_weights, refuse_replicas, states_of
 
@@ -69,8 +68,6 @@ def _run(
     chosen.check(cell, n)
     if isinstance(chosen, Wrapper):
         refuse_replicas(chosen, replicas)
-    if _state.exact_enabled():
-        chosen = BPTT()
     with torch.autocast(x.device.type, enabled=False):
         return alif_layer(
             x, states, **weights, **given, settings=settings, drive=drive, mask=mask,
