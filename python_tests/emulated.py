@@ -129,7 +129,7 @@ def load():  # type: ignore[no-untyped-def]
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
-    _recurrence_ops.register(NAMESPACE, ("gru", "lstm"))
+    _recurrence_ops.register(NAMESPACE)
     return getattr(torch.ops, NAMESPACE)
 
 

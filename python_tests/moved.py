@@ -57,5 +57,5 @@ def load(device: str = "cuda") -> Ops:
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
-    _recurrence_ops.register(NAMESPACE, ("gru", "lstm"))
+    _recurrence_ops.register(NAMESPACE)
     return ops

@@ -321,6 +321,32 @@ def test_modules_run_on_these_operations(ops, cell, rule, options, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("rule", ["bptt", "eprop", "snap1"])
+def test_replicas(ops, rule, options):
+    """``vmap`` of ``grad`` over the parameters: a matrix each, one launch."""
+    nets = [network("ALIF", rule, options, torch.float64) for _ in range(3)]
+    with torch.no_grad():
+        for i, net in enumerate(nets):
+            for p in net.parameters():
+                p.mul_(1 + 0.1 * i)
+    x = torch.randn(6, 5, 3, dtype=torch.float64)
+    parameters, buffers = torch.func.stack_module_state(nets)
+
+    def loss(p, b):
+        y, h_n = torch.func.functional_call(nets[0], (p, b), (x,))
+        return (y.cumsum(0) * x[..., :1]).sum() + h_n[0].square().sum()
+
+    with _kernels.use(ops.name):
+        found = torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
+    for i, net in enumerate(nets):
+        named = dict(net.named_parameters())
+        right = torch.autograd.grad(loss(named, dict(net.named_buffers())), list(named.values()))
+        for name, want in zip(named, right, strict=True):
+            assert want.any()
+            torch.testing.assert_close(found[name][i], want)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_modules_compute_in_float32(ops, dtype):
     net = network("ALIF", "bptt", OPTIONS[1], torch.float32).to(dtype)
