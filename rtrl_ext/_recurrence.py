@@ -17,7 +17,8 @@ from ._autograd import below_autograd, in_transform
 from ._cells import CELLS, Cell, Pass
 from ._dispatch import COMPILED_TRANSFORM
 from ._formulas import EXACT, Rule, Written, with_lead
-from ._recurrence_transforms import Forward, gradients, split
+from ._recurrence_tangents import split
+from ._recurrence_transforms import Forward, gradients
 
 
 class Plain(Function):

@@ -9,7 +9,8 @@ from torch import Tensor
 from . import _kernels
 from ._cells import CELLS, Cell, Pass
 from ._formulas import EXACT
-from ._recurrence_transforms import gradients, split
+from ._recurrence_tangents import split
+from ._recurrence_transforms import gradients
 
 OPERATIONS = ("forward", "backward", "forward_jvp", "backward_jvp")
 _ALONE = (

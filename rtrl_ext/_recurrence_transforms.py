@@ -22,34 +22,9 @@ from . import _formulas, _state
 from ._cells import CELLS, Adjoints, Cell, Pass
 from ._formulas import EXACT, SECOND_ORDER, Rule, Written, fit
 from ._kernels import vmap_by_folding
-from ._last import BackwardTangent, ForwardTangent
+from ._recurrence_tangents import BackwardJvp, ForwardJvp, once_only, or_zeros, split, zeros
 
 Grads = tuple[Tensor | None, ...]
-
-
-def split(items: Sequence[Any], *sizes: int) -> list[tuple[Any, ...]]:
-    """Consecutive parts of ``items``; what is left makes the last one."""
-    parts, at = [], 0
-    for size in sizes:
-        parts.append(tuple(items[at : at + size]))
-        at += size
-    return [*parts, tuple(items[at:])]
-
-
-def zeros(x: Tensor) -> Tensor:
-    return x.new_zeros(1, *x.shape[1:])
-
-
-def _or_zeros(tangents: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> Grads:
-    return tuple(
-        (None if x is None or x.dim() == 1 else zeros(x)) if t is None else t
-        for t, x in zip(tangents, like, strict=True)
-    )
-
-
-def _once_only(cell: Cell) -> None:
-    if cell.once_only is not None:
-        raise RuntimeError(cell.once_only)
 
 
 class Forward(Function):
@@ -89,13 +64,13 @@ class Forward(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         cell = CELLS[ctx.name]
-        _once_only(cell)
+        once_only(cell)
         _, _, _, pre, p = _saved(ctx)
         dpre, dw, *rest = tangents[6:]
         dunits, dstates = split(rest, cell.num_units)
         moved = None if dw is None else _through(cell.previous_outputs(p), dw)
         du = cell.entering(zeros(pre) if dpre is None else dpre, moved, dunits)
-        dstates = _or_zeros(dstates, p.states)
+        dstates = or_zeros(dstates, p.states)
         return ForwardJvp.apply(
             ctx.name, p.options, p.lengths, du, p.w, p.y, *p.units, *p.states, *p.kept, *dstates
         )
@@ -218,7 +193,7 @@ class Backward(Function):
     @staticmethod
     def _saved(ctx: Any) -> tuple[Cell, Pass, Tensor, tuple[Tensor, ...]]:
         cell = CELLS[ctx.name]
-        _once_only(cell)
+        once_only(cell)
         if not ctx.exact:
             raise RuntimeError(SECOND_ORDER)
         lengths, w, *rest = ctx.saved_tensors
@@ -232,7 +207,7 @@ class Backward(Function):
         cell, p, delta, lams = Backward._saved(ctx)
         c_delta, c_initial, _ = split(cotangents, 1, cell.num_states)
         du = zeros(delta) if c_delta[0] is None else c_delta[0]
-        dstates = _or_zeros(c_initial, p.states)
+        dstates = or_zeros(c_initial, p.states)
         out = ForwardJvp.apply(
             ctx.name, p.options, p.lengths, du, p.w, p.y, *p.units, *p.states, *p.kept, *dstates
         )
@@ -274,7 +249,7 @@ class Backward(Function):
             dgy = moved if dgy is None else dgy + moved
         out = BackwardJvp.apply(
             ctx.name, p.options, p.lengths, zeros(p.y) if dgy is None else dgy, *dfinals,
-            *_or_zeros(dy, (p.y,)), *_or_zeros(dkept, p.kept), *_or_zeros(dstates, p.states), p.w,
+            *or_zeros(dy, (p.y,)), *or_zeros(dkept, p.kept), *or_zeros(dstates, p.states), p.w,
             p.y, *p.units, *p.states, *p.kept, *lams,
         )  # fmt: skip
         ddelta, dfirst = out[0], list(out[1:])
@@ -295,42 +270,3 @@ def _backward_arguments(args: Sequence[Any]) -> tuple[Any, ...]:
     )
     p = Pass(w, units, states, y[0], kept, lengths, options)
     return cell, rule, want, transport, gy, finals, p
-
-
-class ForwardJvp(ForwardTangent):
-    """(dy, *dfinals, *dkept) of (name, options, lengths, du, w, y, *units, *states, *kept,
-    *dstates)."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
-        name, options, lengths, du, w, y, *rest = args
-        cell = CELLS[name]
-        units, states, kept, dstates = split(rest, cell.num_units, cell.num_states, cell.num_kept)
-        p = Pass(w, units, states, y, kept, lengths, options)
-        dy, dfinals, dkept = cell.forward_jvp(du, dstates, p)
-        return dy, *dfinals, *dkept
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return vmap_by_folding(ForwardJvp.apply, info.batch_size, in_dims, args, 2)
-
-
-class BackwardJvp(BackwardTangent):
-    """(ddelta, *dinitial) of (name, options, lengths, dgy, *dfinals, dy, *dkept, *dstates, w, y,
-    *units, *states, *kept, *lams)."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
-        name, options, lengths, dgy, *rest = args
-        cell = CELLS[name]
-        s, k = cell.num_states, cell.num_kept
-        dfinals, dy, dkept, dstates, w, y, units, states, kept, lams = split(
-            rest, s, 1, k, s, 1, 1, cell.num_units, s, k
-        )
-        p = Pass(w[0], units, states, y[0], kept, lengths, options)
-        ddelta, first = cell.backward_jvp(dgy, dfinals, dy[0], dkept, dstates, p, lams)
-        return ddelta, *first
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return vmap_by_folding(BackwardJvp.apply, info.batch_size, in_dims, args, 2)
