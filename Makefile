@@ -4,12 +4,14 @@
 #   PYTHON=python3    the interpreter that makes the environment (3.11 or newer)
 #   TORCH_INDEX=URL   package index for torch alone, for example https://download.pytorch.org/whl/cpu
 #   PYTEST_ARGS=...   passed on to pytest
+#   TEST_JOBS=N       processes that run the tests; 0: in pytest's own
 # pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured.
 
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+TEST_JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 DEMO_OUT ?= demo_study
 
 ifeq ($(VENV),none)
@@ -35,7 +37,7 @@ demo: $(STAMPS)/built
 	$(BIN)rtrl-ext study report $(DEMO_OUT)
 
 test: $(STAMPS)/built
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n $(TEST_JOBS) --dist worksteal --benchmark-disable $(PYTEST_ARGS)
 
 lint: $(STAMPS)/built
 	$(PY) -m ruff check .

@@ -37,6 +37,7 @@ class Contestant:
     `call` runs it once, on this process's threads. Contestants in another process give `remote`
     instead: `remote(threads, inner) -> (wall seconds, cpu seconds)` for `inner` calls.
     `flops` are those of its floor; `baseline` is a contestant whose time is its reference.
+    `faster_than` says how many times faster than which others it should be.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Contestant:
     ours: bool = False
     bound: float | None = None
     bound_on: str = "floor"
+    faster_than: dict[str, float] = field(default_factory=dict)
     threads: Sequence[int] | None = None
     info: dict[str, Any] = field(default_factory=dict)
     preempted: bool = False

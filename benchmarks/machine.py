@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "PyHessian", "curvlinops-for-pytorch", "rtrl_ext")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "PyHessian",
+    "curvlinops-for-pytorch",
+    "snntorch",
+    "norse",
+    "rtrl_ext",
+)
 
 
 def cpu_name() -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .peers.loops import Params
+from .peers.loops import Params, filled
 from .problem import Case, make_data
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -50,15 +50,20 @@ def module(
 
     n, m = params[0].shape
     rnn = rx.LeakyRNN(m, n, nonlinearity=nonlinearity, leak=leak, rule=rule(rule_name))
-    with torch.no_grad():
-        for name, value in zip(NAMES, params, strict=True):
-            getattr(rnn, f"{name}_l0").copy_(value)
-    return rnn
+    return filled(rnn, params)
+
+
+def cell_module(cell: str, params: Sequence[Tensor], rule_name: str) -> torch.nn.Module:
+    """A GRU, LSTM, ALIF or LIF with its default settings, holding copies of the parameters."""
+    import rtrl_ext as rx
+
+    m, n = params[0].shape[1], params[1].shape[1]
+    return filled(getattr(rx, cell)(m, n, rule=rule(rule_name)), params)
 
 
 def gradient(rnn: torch.nn.Module, x: Tensor, gy: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of forward and backward; returns the gradients in the order of NAMES."""
-    params = [getattr(rnn, f"{name}_l0") for name in NAMES]
+    """A call of forward and backward; returns the gradients in the order of the parameters."""
+    params = tuple(rnn.parameters())
 
     def call() -> tuple[Tensor, ...]:
         return torch.autograd.grad(rnn(x)[0], params, gy)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .problem import COLUMNS
-from .results import Row, load, markdown
+from .results import SPEED, Row, load, markdown
 
-PIVOT = ("train_step", "hvp")
+PIVOT = ("train_step", "hvp", "gated_step", "gated_hvp")
 INTRO = """# Benchmark results
 
 Written by `python -m benchmarks.report` from the JSON of `python -m benchmarks.run`.
@@ -17,13 +17,15 @@ Written by `python -m benchmarks.report` from the JSON of `python -m benchmarks.
 How to read them: all contestants of a table were timed in turn within one process run (JAX in a
 worker process of its own, driven in the same turns), next to a float32 matrix product of 2048 x
 2048 x 2048 by torch at the same number of threads. **Times floor** is a contestant's time
-divided by the time its matrix products alone would take at that rate: `2TB(2n(n+m)+n²)`
-operations for BPTT, `2TB·2n(n+m)` for rules without a backward recurrent product,
-two BPTT gradients per direction for a Hessian product. Each figure is the median over rounds of
+divided by the time its matrix products alone would take at that rate: `2TBG(2n(n+m)+n²)`
+operations for BPTT, `2TBG·2n(n+m)` for rules without a backward recurrent product, with G gates
+(3 for GRU, 4 for LSTM, else 1), two BPTT gradients per direction for a Hessian product. **Times
+faster** is another contestant's time divided by ours. Each figure is the median over rounds of
 the ratio within the round; in brackets the ratio of the best times, the steadier of the two on
 a busy machine. Inputs need no gradient. A step is forward and backward from a given gradient of
 the outputs, without readout, loss or optimizer. Every contestant's result was compared with
-ours before it was timed (relative difference below 1e-3). Before each table a 31 MiB block is
+ours before it was timed (relative difference below 1e-3), but for those whose row says why not.
+Before each table a 31 MiB block is
 allocated and freed, so that glibc's malloc keeps freed memory instead of paying page faults for
 it, for every contestant of the process alike. At one thread a time is wall or CPU time,
 whichever is less (time spent preempted by other work is left out); at two threads it is wall
@@ -47,13 +49,29 @@ def _value(row: Row | None) -> str:
     return text
 
 
+def _is_speed(row: Row) -> bool:
+    return (row.against or "").startswith(SPEED)
+
+
+def _name(row: Row) -> str:
+    """A row's name in a table; with the peer that it is faster than."""
+    against = row.against or ""
+    return f"{row.name} over {against.removeprefix(SPEED)}" if _is_speed(row) else row.name
+
+
 def _pivot(rows: Sequence[Row], against: str, threads: int) -> list[str]:
-    chosen = [r for r in rows if r.threads == threads and (r.against or "") == against]
+    """Problems across, contestants down; `against` may be `SPEED`, then of all peers."""
+    chosen = [
+        r
+        for r in rows
+        if r.threads == threads
+        and ((r.against or "") == against or (against == SPEED and _is_speed(r)))
+    ]
     columns = _columns(chosen)
-    names = list(dict.fromkeys(r.name for r in chosen))
+    names = list(dict.fromkeys(_name(r) for r in chosen))
     if not names:
         return []
-    table = {(r.name, r.case): r for r in chosen}
+    table = {(_name(r), r.case): r for r in chosen}
     out = ["| | " + " | ".join(title for _, title in columns) + " |"]
     out.append("|---" * (len(columns) + 1) + "|")
     for name in names:
@@ -106,11 +124,13 @@ def render(path: str) -> list[str]:
                 *_pivot(part, "floor", th),
             ]
             for against in dict.fromkeys(r.against for r in part if r.threads == th):
-                if against not in (None, "floor"):
+                if against not in (None, "floor") and not against.startswith(SPEED):
                     title = {"sgemm's gain": "share of sgemm's own gain from the second thread"}
                     what = title.get(against, f"time over that of {against}")
                     body = _pivot(part, against, th)
                     out += [f"\n### {suite}, {th} thread{plural}, {what}\n", *body]
+            if faster := _pivot(part, SPEED, th):
+                out += [f"\n### {suite}, {th} thread{plural}, times faster\n", *faster]
             rates = [
                 f"{r.case}: {r.info['gflops']} GFLOP/s"
                 for r in part

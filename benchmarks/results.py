@@ -13,6 +13,8 @@ from .harness import SGEMM, Contestant, Timings, ratio
 from .problem import SGEMM_FLOPS
 
 REGRESSION = 1.05
+#: `against` of a row that says how many times faster than a peer.
+SPEED = "speed of "
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Row:
     """One measured figure.
 
     `ratio` (median of paired ratios) and `ratio_best` (ratio of best times) refer to `against`:
-    "floor", the name of another contestant, or None where only seconds mean something.
+    "floor", the name of another contestant, "speed of ..." (how many times faster than that
+    contestant), or None where only seconds mean something.
     """
 
     suite: str
@@ -52,7 +55,10 @@ class Row:
 def rows_from(
     suite: str, case: str, contestants: Sequence[Contestant], timings: Timings
 ) -> list[Row]:
-    """A row against the floor for each contestant that has one, and one against its baseline."""
+    """A row against the floor for each contestant that has one, and one against its baseline.
+
+    One more for each contestant that it should be faster than, if that one was timed.
+    """
     rows: list[Row] = []
     for (name, th), timing in timings.items():
         if name == SGEMM:
@@ -87,12 +93,20 @@ def rows_from(
                     ratio=med, ratio_best=best, bound=bound, **base)
             )  # fmt: skip
             made = True
+        for peer, bound in c.faster_than.items():
+            if (peer, th) in timings:
+                med, best = ratio(timings[peer, th], timing)
+                rows.append(
+                    Row(suite, case, name, th, timing.median, timing.best, against=SPEED + peer,
+                        ratio=med, ratio_best=best, bound=bound, at_least=True,
+                        **{**base, "info": {}})
+                )  # fmt: skip
         if not made:
             rows.append(Row(suite, case, name, th, timing.median, timing.best, **base))
     return rows
 
 
-def thread_rows(rows: Iterable[Row], bound: float) -> list[Row]:
+def thread_rows(rows: Iterable[Row], bound: float | None) -> list[Row]:
     """Share of sgemm's own gain from more threads: (times floor at 1) / (times floor at th)."""
     floors = {(r.suite, r.case, r.name, r.threads): r for r in rows if r.against == "floor"}
     out = []

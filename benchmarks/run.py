@@ -21,6 +21,9 @@ from .settings import Settings
 SUITES = {
     "train_step": "train_step",
     "hvp": "hvp",
+    "gated_step": "gated_step",
+    "gated_hvp": "gated_hvp",
+    "spiking": "spiking",
     "batch_scaling": "batch_scaling",
     "T_scaling": "t_scaling",
     "lru": "lru",

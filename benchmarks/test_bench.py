@@ -5,6 +5,7 @@ python -m pytest benchmarks/test_bench.py --benchmark-only
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 
 from benchmarks import ours
 from benchmarks.harness import settle_allocator
-from benchmarks.peers import loops
+from benchmarks.peers import gated, loops
 from benchmarks.problem import COLUMNS
-from benchmarks.suites import hvp
+from benchmarks.spiking_problem import SPIKING_CASE
+from benchmarks.suites import hvp, spiking
 
 pytest.importorskip("pytest_benchmark")
 
@@ -47,6 +49,27 @@ def test_torch_rnn(benchmark: Any, column: str) -> None:
     own: Any = tuple(rnn.parameters())
     grads = benchmark(loops.gradient(lambda: rnn(data["x"])[0], own, data["gy"]))
     assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("rule", ["bptt", "eprop", "snap1"])
+@pytest.mark.parametrize("cell", gated.GATES)
+def test_gated_step(benchmark: Any, cell: str, rule: str, column: str) -> None:
+    """Forward and backward of GRU and LSTM under a rule."""
+    data = ours.tensors(dataclasses.replace(COLUMNS[column], G=gated.GATES[cell]))
+    rnn = ours.cell_module(cell, ours.params_of(data), rule)
+    grads = benchmark(ours.gradient(rnn, data["x"], data["gy"]))
+    assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("rule", ["bptt", "eprop", "snap1"])
+@pytest.mark.parametrize("cell", ["ALIF", "LIF"])
+def test_spiking_step(benchmark: Any, cell: str, rule: str) -> None:
+    """Forward and backward of ALIF and LIF under a rule; n=100, T=200."""
+    data = spiking.tensors(SPIKING_CASE)
+    rnn = ours.cell_module(cell, (data["weight_ih"], data["weight_hh"]), rule)
+    grads = benchmark(ours.gradient(rnn, data["x"], data["gy"]))
+    assert all(g.isfinite().all() and g.any() for g in grads)
 
 
 @pytest.mark.parametrize("column", ["128"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks import report, results
 from benchmarks.harness import Contestant, Timing, measure, ratio
 from benchmarks.problem import Case, bptt_flops, hvp_flops, local_flops
 from benchmarks.results import Row
@@ -25,6 +25,10 @@ def test_floors() -> None:
     assert bptt_flops(case) == 2 * 35 * (2 * 3 * 5 + 9)
     assert local_flops(case) == 2 * 35 * 2 * 3 * 5
     assert hvp_flops(case) == 2 * bptt_flops(case)
+    gates = Case(n=3, m=2, B=5, T=7, G=4)
+    assert bptt_flops(gates) == 4 * bptt_flops(case)
+    assert local_flops(gates) == 4 * local_flops(case)
+    assert hvp_flops(gates) == 4 * hvp_flops(case)
 
 
 def test_ratio_is_paired_by_round() -> None:
@@ -46,6 +50,34 @@ def test_bounds() -> None:
     assert row(1.4).met
     assert row(1.6).met is False
     assert row(1.6, at_least=True).met
+
+
+def test_times_faster_than_a_peer(tmp_path: Path) -> None:
+    """A row per peer that was timed, met where the peer takes at least so many times as long."""
+    mine = Contestant("mine", ours=True, faster_than={"slow": 3.0, "fast": 1.5, "absent": 2.0})
+    timings = {
+        ("mine", 1): Timing(by_round={0: 1.0, 1: 2.0}),
+        ("slow", 1): Timing(by_round={0: 4.0, 1: 8.0}),
+        ("fast", 1): Timing(by_round={0: 1.0, 1: 2.0}),
+    }
+    everyone = [mine, Contestant("slow"), Contestant("fast")]
+    rows = results.rows_from("gated_step", Case(64, 64, 32, 100).label, everyone, timings)
+    speeds = {r.against: r for r in rows if r.against is not None}
+    assert set(speeds) == {"speed of slow", "speed of fast"}
+    slow, fast = speeds["speed of slow"], speeds["speed of fast"]
+    assert (slow.ratio, slow.ratio_best, slow.at_least, slow.met) == (4.0, 4.0, True, True)
+    assert (fast.ratio, fast.met) == (1.0, False)
+    slower = Row(**{**vars(slow), "ratio": 3.0, "ratio_best": 3.0})
+    assert results.compare([slow], [slower])[0].regressed
+    path = tmp_path / "a.json"
+    meta = {
+        "date": "today", "cpu": "a", "cpus": 1, "cpu_capability": "b", "python": "3", "rounds": 2,
+        "load_start": 0, "load_end": 0, "notes": [], "versions": {}, "suites": ["gated_step"],
+    }  # fmt: skip
+    results.save(path, meta, rows)
+    lines = report.render(str(path))
+    assert "| mine over slow | 4.00 [4.00] ≥ 3 met |" in lines
+    assert "| mine over fast | 1.00 [1.00] ≥ 1.5 **not met** |" in lines
 
 
 @pytest.mark.parametrize(

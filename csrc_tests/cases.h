@@ -145,14 +145,14 @@ struct Multiply {
 
 template <class E, class P>
 const char* start(Heap& heap, const P& p, int64_t strategy, int64_t gates, bool forward,
-                  const char* (*run)(const P&, const cuda::Launch<E>&)) {
+                  const char* (*run)(const P&, const cuda::Launch<E>&), int64_t extras = 1) {
   using T = ComputeOf<E>;
   cuda::Launch<E> launch{};
   if (const char* error = cuda::describe(launch.card)) return error;
   launch.strategy = static_cast<cuda::Strategy>(strategy);
   const int64_t rows = p.s.L * p.s.B, size = rows * p.s.n;
   launch.state = heap.fresh<T>(size);
-  launch.extra = heap.fresh<T>(size);
+  launch.extra = heap.fresh<T>(size * extras);
   launch.product = heap.fresh<T>(forward ? size * gates : size);
   launch.carry = heap.fresh<E>(forward ? size : size * gates);
   Multiply<E> multiply{launch.carry, p.w.p, launch.product, p.w.lead ? p.s.L : 1, p.w.lead ? p.s.B : rows,

@@ -2,6 +2,7 @@
 the text of docs/cuda_bounds.md. Nothing here is measured on a GPU."""
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sass
@@ -56,6 +57,17 @@ GATED_LOCAL = [
     Operation("GRU backward, diagonal", "GatedBackwardStep<{}, Gru, 2>", 6, 4, 3),
     Operation("LSTM backward, local", "GatedBackwardStep<{}, Lstm, 1>", 5, 5, 4),
     Operation("LSTM backward, diagonal", "GatedBackwardStep<{}, Lstm, 2>", 5, 5, 4),
+]
+
+ALIF = [  # pre; z, psi / gz, psi; delta
+    Operation("ALIF forward", "AlifForwardStep<{}, true>", 0, 3),
+    Operation("ALIF backward, BPTT", "AlifBackwardStep<{}, true, 0>", 0, 3),
+    Operation("LIF forward", "AlifForwardStep<{}, false>", 0, 3),
+    Operation("LIF backward, BPTT", "AlifBackwardStep<{}, false, 0>", 0, 3),
+]
+ALIF_LOCAL = [
+    Operation("ALIF backward, e-prop", "AlifBackwardStep<{}, true, 1>", 0, 3),
+    Operation("ALIF backward, SnAp-1", "AlifBackwardStep<{}, true, 2>", 0, 3),
 ]
 
 
@@ -118,13 +130,15 @@ def _row(*cells: object) -> str:
     return "| " + " | ".join(f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells) + " |"
 
 
-def persistent_table(code: dict[str, sass.Code], operations: list[Operation]) -> list[str]:
+def persistent_table(
+    code: dict[str, sass.Code], operations: list[Operation], kinds: Sequence[Kind] = KINDS
+) -> list[str]:
     lines = [
         "| kernel | type | MB | memory | arithmetic | shared memory | issue slots |",
         "|---|---|---|---|---|---|---|",
     ]
     for operation in operations:
-        for kind in KINDS:
+        for kind in kinds:
             body = code[f"persistent<{operation.step.format(kind.name)}, {kind.tile}>"]
             times = persistent(operation, body, kind)
             lines.append(_row(*traffic(operation, kind, STEPS), *times))
@@ -132,13 +146,16 @@ def persistent_table(code: dict[str, sass.Code], operations: list[Operation]) ->
 
 
 def elementwise_table(
-    code: dict[str, sass.Code], operations: list[Operation], columns: bool
+    code: dict[str, sass.Code],
+    operations: list[Operation],
+    columns: bool,
+    kinds: Sequence[Kind] = KINDS,
 ) -> list[str]:
     """Of the kernel ``columns`` for all steps, or of ``pointwise`` for one."""
     lines = ["| kernel | type | MB | memory | issue slots, at most |", "|---|---|---|---|---|"]
     steps = STEPS if columns else 1
     for operation in operations:
-        for kind in KINDS:
+        for kind in kinds:
             step = operation.step.format(kind.name)
             if columns:
                 body = max(sass.loops(code[f"columns<{step} >"]), key=len)
@@ -147,6 +164,30 @@ def elementwise_table(
             slots = at_most(operation, body, steps)
             lines.append(_row(*traffic(operation, kind, steps), slots))
     return lines
+
+
+def alif_tables(code: dict[str, sass.Code]) -> list[str]:
+    exact = KINDS[:2]  # half precision is computed in float32
+    return [
+        "## ALIF and LIF, persistent",
+        "",
+        fill(
+            f"n = {N}; rows and steps as above. Without v and a of every step, which learned "
+            "constants and the reset to zero ask for. The product of spikes costs what any does."
+        ),
+        "",
+        *persistent_table(code, ALIF, exact),
+        "",
+        "## ALIF and LIF, columns",
+        "",
+        *elementwise_table(code, ALIF_LOCAL, columns=True, kinds=exact),
+        "",
+        "## ALIF and LIF, pointwise",
+        "",
+        "All surrogates, and all policies that multiply, counted as taken.",
+        "",
+        *elementwise_table(code, ALIF, columns=False, kinds=exact),
+    ]
 
 
 def page(code: dict[str, sass.Code], compiler: str) -> str:
@@ -207,5 +248,7 @@ def page(code: dict[str, sass.Code], compiler: str) -> str:
         "## GRU and LSTM, pointwise",
         "",
         *elementwise_table(code, GATED, columns=False),
+        "",
+        *alif_tables(code),
     ]
     return "\n".join(lines) + "\n"

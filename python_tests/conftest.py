@@ -36,6 +36,19 @@ def backend(request):
             yield request.param
 
 
+@pytest.fixture(params=["layer", "recurrence", "reference"])
+def route(request, monkeypatch):
+    """Runs a test of `gated_functions.Case` on the compiled layer, which takes no drive that moves,
+    on the compiled recurrence, and on the reference."""
+    from gated_functions import Case
+
+    from rtrl_ext import _kernels
+
+    monkeypatch.setattr(Case, "drive", request.param != "layer")
+    with _kernels.use("rtrl_ext_reference" if request.param == "reference" else "rtrl_ext"):
+        yield request.param
+
+
 @pytest.fixture(scope="module", params=CUDA)
 def ops(request):
     """The CUDA operations on CPU tensors."""

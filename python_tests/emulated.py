@@ -3,12 +3,15 @@
 Built once per state of the sources, into ``build/emulated``; never part of a wheel.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +27,7 @@ FLAGS = [
 ]  # fmt: skip
 KERNELS = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
 #: Cells whose launchers csrc_tests/test_CELL.cpp runs on cases of CELL_cases.py.
-CELLS = ("leaky", "gated")
+CELLS = ("leaky", "gated", "alif")
 EMULATOR = ROOT / "csrc_tests" / "emulator.cpp"
 
 
@@ -112,30 +115,43 @@ def _state() -> str:
 @cache
 def load():  # type: ignore[no-untyped-def]
     """The emulated operations, with shapes and derivatives as the compiled ones have them."""
-    from rtrl_ext import _functorch, _kernels, _recurrence_ops
+    from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
 
     folder = ROOT / "build" / "emulated"
     library = folder / f"emulated-{_state()}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
-            old.unlink()
-        where = importlib.util.find_spec("torch").submodule_search_locations[0]
-        flags = [
-            *FLAGS, "-O2", "-fPIC", "-fvisibility=hidden", "-isystem", f"{where}/include",
-            "-DTORCH_TARGET_VERSION=0x020d000000000000",
-        ]  # fmt: skip
-        sources = [
-            *KERNELS, EMULATOR, *sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")),
-            ROOT / "csrc_tests" / "emulated_ops.cpp",
-        ]  # fmt: skip
-        part = library.with_suffix(".part")
-        compile_all(
-            sources, flags, folder, ["-shared", "-o", str(part), f"{where}/lib/libtorch_cpu.so"]
-        )
-        part.rename(library)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder.with_suffix(".lock")):
+        if not library.exists():
+            for old in folder.iterdir():
+                old.unlink()
+            _compile(library)
     torch.ops.load_library(str(library))
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
-    _recurrence_ops.register(NAMESPACE, ("gru", "lstm"))
+    _lru.register(NAMESPACE)
+    _recurrence_ops.register(NAMESPACE)
     return getattr(torch.ops, NAMESPACE)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Inside, other processes that run tests wait."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(library: Path) -> None:
+    where = importlib.util.find_spec("torch").submodule_search_locations[0]
+    flags = [
+        *FLAGS, "-O2", "-fPIC", "-fvisibility=hidden", "-isystem", f"{where}/include",
+        "-DTORCH_TARGET_VERSION=0x020d000000000000",
+    ]  # fmt: skip
+    sources = [
+        *KERNELS, EMULATOR, *sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")),
+        ROOT / "csrc_tests" / "emulated_ops.cpp",
+    ]  # fmt: skip
+    part = library.with_suffix(".part")
+    link = ["-shared", "-o", str(part), f"{where}/lib/libtorch_cpu.so"]
+    compile_all(sources, flags, library.parent, link)
+    part.rename(library)

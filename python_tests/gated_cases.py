@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import torch
-from leaky_cases import ELEMENTS, PERSISTENT, RANDOM, STEPWISE, tolerance
+from leaky_cases import ELEMENTS, PERSISTENT, RANDOM, STEPWISE, array, tolerance
 
 from rtrl_ext._dtypes import computed
 from rtrl_ext.reference import gru, lstm
@@ -173,13 +173,6 @@ def small_problems(small, dtype=torch.float64):
             yield Problem(cell, shape, shape[2] > 1, dtype)
 
 
-def _array(x):
-    if x is None or x.dim() == 1:  # what isn't kept
-        return struct.pack("<2q", -1, 0)
-    lead = 1 if x.shape[0] != 1 else 0
-    return struct.pack("<2q", lead, x.numel()) + x.double().contiguous().numpy().tobytes()
-
-
 def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RANDOM, 1),)) -> int:
     """Writes the cases of ``problems`` for csrc_tests/test_gated.cpp; returns how many."""
     count = 0
@@ -203,6 +196,6 @@ def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RAND
                         )  # fmt: skip
                         stream.write(struct.pack("<q", len(ragged) // 8) + ragged)
                         for x in (*inputs, *[*results, *[None] * 5][:5]):
-                            stream.write(_array(x))
+                            stream.write(array(x))
                         count += 1
     return count

@@ -26,7 +26,7 @@ GPU_TESTS = ("python_tests/cuda/test_gpu.py",)
 #: Tests of every backend: here the one that moves its arguments to the GPU.
 MOVED_TESTS = (
     "python_tests/cuda/test_leaky_cuda.py", "python_tests/cuda/test_gated_cuda.py",
-    "python_tests/cuda/test_half.py",
+    "python_tests/cuda/test_alif_cuda.py", "python_tests/cuda/test_half.py",
     "python_tests/kernels/test_leaky_kernels.py", "python_tests/test_dispatch_ops.py",
     "python_tests/test_dispatch_transforms.py", "python_tests/test_dispatch_gradients.py",
     "python_tests/test_dispatch_compile.py", "python_tests/test_second_order.py",

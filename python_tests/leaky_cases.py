@@ -126,7 +126,8 @@ def expected(name, arguments):
     return getattr(reference, name)(*wide)
 
 
-def _array(x):
+def array(x):
+    """One array in the form of csrc_tests/cases.h."""
     if x is None or x.dim() == 1:  # what isn't kept
         return struct.pack("<2q", -1, 0)
     lead = 1 if x.shape[0] != 1 else 0
@@ -165,8 +166,8 @@ def write(path: Path, problems, strategies=(PERSISTENT, STEPWISE), orders=((RAND
                         ragged = b"" if lengths is None else lengths.numpy().tobytes()
                         stream.write(struct.pack("<q", len(ragged) // 8) + ragged)
                         for x in inputs:
-                            stream.write(_array(x))
+                            stream.write(array(x))
                         for x in results:
-                            stream.write(_array(x))
+                            stream.write(array(x))
                         count += 1
     return count

@@ -5,13 +5,17 @@ So the tests written for the CPU run on the GPU's kernels. ``torch.ops.rtrl_ext_
 
 from functools import cache
 
+import alif_cases
 import emulated
+import gated_cases
 import torch
-from gated_cases import NAMES
 
-from rtrl_ext import _functorch, _kernels, _recurrence_ops
+from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
 
 NAMESPACE = "rtrl_ext_moved"
+NAMES = (
+    *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
+)  # fmt: skip
 
 
 class Ops:
@@ -21,7 +25,7 @@ class Ops:
 
     def __init__(self, device):
         self._library = torch.library.Library(NAMESPACE, "DEF")
-        for name in dict.fromkeys((*_kernels.Kernels._fields, *NAMES)):
+        for name in dict.fromkeys(NAMES):
             real = getattr(torch.ops.rtrl_ext, name).default
             self._library.define(str(real._schema).removeprefix("rtrl_ext::"))
             self._library.impl(name, self._moving(real, device), "CPU")
@@ -52,5 +56,6 @@ def load(device: str = "cuda") -> Ops:
     ops = Ops(device)
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
-    _recurrence_ops.register(NAMESPACE, ("gru", "lstm"))
+    _lru.register(NAMESPACE)
+    _recurrence_ops.register(NAMESPACE)
     return ops

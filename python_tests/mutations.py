@@ -1,6 +1,6 @@
 """Takes out one barrier or bound check of the CUDA kernels at a time and asks whether the cases of
-``leaky_cases`` and ``gated_cases`` notice. ``python python_tests/mutations.py TABLE.md`` (``make
-mutate``) takes out all of them.
+``leaky_cases``, ``gated_cases`` and ``alif_cases`` notice. ``python python_tests/mutations.py
+TABLE.md`` (``make mutate``) takes out all of them.
 """
 
 import random
@@ -9,13 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import alif_cases
 import emulated
 import gated_cases
 import leaky_cases
 import torch
 from leaky_cases import FORWARD, RANDOM, REVERSED
 
-CASES = {"leaky": leaky_cases, "gated": gated_cases}
+CASES = {"leaky": leaky_cases, "gated": gated_cases, "alif": alif_cases}
 SOURCES = emulated.ROOT / "csrc" / "kernels" / "cuda"
 
 

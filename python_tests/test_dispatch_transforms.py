@@ -241,7 +241,7 @@ def test_orders_not_offered_are_refused(order):
 
     for transform in reversed(order):
         f = transform(f)
-    with pytest.raises(RuntimeError, match="leaky recurrent cell has first and second derivatives"):
+    with pytest.raises(RuntimeError, match="recurrent cell has first and second derivatives"):
         f(net.params["W"])
 
 

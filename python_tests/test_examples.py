@@ -34,6 +34,19 @@ def test_hessian_edge():
     assert "2/η = 6.667" in out
 
 
+def test_reward_modulated(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "reward.png"
+    out = run("reward_modulated.py", "--updates", "150", "--plot", str(picture))
+    rows = re.findall(r"^(reward|shuffled).* reward (\S+) in .* (\S+) in the last 20$", out, re.M)
+    (first, start, end), (second, control_start, control_end) = rows
+    assert (first, second) == ("reward", "shuffled")
+    assert "chance: 0.333" in out
+    assert float(start) < 0.45 and float(end) > 0.8
+    assert abs(float(control_start) - 1 / 3) < 0.1 and abs(float(control_end) - 1 / 3) < 0.1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_example_is_listed():
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert {p.name for p in EXAMPLES.glob("*.py")} == set(re.findall(r"`(\w+\.py)`", page))

@@ -1,5 +1,6 @@
 """One differentiable layer of spiking units: its inputs, then the recurrence under a rule."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from . import _state
 from ._autograd import in_transform
 from ._cells import CELLS
 from ._cells.alif import Options
+from ._checks import check_choice, check_flag, check_per_unit, check_positive
 from ._dtypes import computed
 from ._formulas import with_lead
 from ._gated_layer import under_wrapper
@@ -21,6 +23,8 @@ from .rules import BPTT, Rule
 from .rules.wrappers import Wrapper
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "tau_v", "tau_a", "beta")
+RESETS = ("subtract", "zero")
+SURROGATES = ("triangular", "fast_sigmoid", "arctan")
 SMALLEST_TAU = 0.1  # in units of dt
 
 
@@ -35,6 +39,45 @@ class Settings:
     reset: int
     surrogate: int
     refractory: int
+
+
+def check_settings(
+    dt: Any,
+    v_th: Any,
+    gamma: Any,
+    input_scaling: Any,
+    refractory: Any,
+    reset: Any,
+    surrogate: Any,
+) -> Settings:
+    """The settings as a caller gives them, ``reset`` and ``surrogate`` by name: TypeError or
+    ValueError for what is none."""
+    if isinstance(refractory, bool) or not isinstance(refractory, int):
+        raise TypeError(f"refractory is a {type(refractory).__name__}; expected an int")
+    if refractory < 0:
+        raise ValueError(f"refractory is {refractory}; expected at least 0 steps")
+    check_choice("reset", reset, RESETS)
+    check_choice("surrogate", surrogate, SURROGATES)
+    return Settings(
+        check_positive("dt", dt), check_positive("v_th", v_th), check_positive("gamma", gamma),
+        check_flag("input_scaling", input_scaling), RESETS.index(reset),
+        SURROGATES.index(surrogate), refractory,
+    )  # fmt: skip
+
+
+def check_constant(name: str, value: Any, n: int) -> Tensor:
+    """τ (finite, above 0) or ``beta`` (finite) of n units as float64 (n,) on the CPU.
+
+    ``value`` is a number or a tensor () or (n,); TypeError or ValueError.
+    """
+    if name == "beta":
+        return check_per_unit(name, value, n, -math.inf, "finite numbers")
+    return check_per_unit(name, value, n, 0.0, "finite numbers above 0")
+
+
+def state_names(adapts: bool, refractory: int) -> tuple[str, ...]:
+    """The initial states of ALIF (``adapts``) or LIF, in order."""
+    return ("v0", *(["a0"] if adapts else []), *(["count0"] if refractory else []))
 
 
 def decay(tau: Tensor, dt: float) -> Tensor:
@@ -56,7 +99,8 @@ def first_spikes(
     above = v - threshold
     fixed = above.detach()
     fired = fixed > 0
-    psi = settings.gamma / settings.v_th * surrogate_slope(fixed / settings.v_th, settings.surrogate)
+    height, x = settings.gamma / settings.v_th, fixed / settings.v_th
+    psi = height * surrogate_slope(x, settings.surrogate)
     if count is not None:
         silent = (count >= 1) & (count < settings.refractory + 1)
         fired = fired & ~silent
@@ -112,9 +156,7 @@ def alif_layer(
     bias, _ = CELLS["alif"].biases(bias_ih, bias_hh, weight_hh.shape[-1], weight_hh)
     pre = preactivation(x, weight_ih, bias, None, drive)
     w = masked(weight_hh, mask)
-    learned = in_transform() or any(
-        t is not None and t.requires_grad for t in (tau_v, tau_a, beta)
-    )
+    learned = in_transform() or any(t is not None and t.requires_grad for t in (tau_v, tau_a, beta))
     alpha = decay(tau_v, settings.dt)
     rho = None if tau_a is None else decay(tau_a, settings.dt)
     zero = pre.new_zeros(x.shape[-2], w.shape[-1])

@@ -1,5 +1,6 @@
 """Checks of arguments, with messages that name the argument, what came and what was expected."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,6 +123,41 @@ def check_leak(leak: Any, n: int) -> Tensor:
     return values.expand(n).clone()
 
 
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above 0: TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; expected a finite number above 0")
+    return float(value)
+
+
+def check_per_unit(name: str, value: Any, n: int, low: float, expected: str) -> Tensor:
+    """Finite values above ``low`` as float64 (n,) on the CPU.
+
+    ``value`` is a number or a tensor () or (n,); TypeError or ValueError.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a number or a tensor ({n},)")
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} has dtype {value.dtype}; expected a floating one")
+        if tuple(value.shape) not in ((), (n,)):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected a scalar or ({n},)")
+    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().expand(n).clone()
+    came = None
+    if not isinstance(value, Tensor):  # a tracer can't look at the tensor
+        came = None if low < value < math.inf else float(value)
+    else:
+        bad = ~((values > low) & values.isfinite())
+        some = bad.any()
+        if has_values(some) and bool(some):
+            came = float(values[bad][0])
+    if came is not None:
+        raise ValueError(f"{name} holds {came}; expected {expected}")
+    return values
+
+
 def check_mask(mask: Any, n: int) -> Tensor | None:
     """A bool tensor (n, n), True = connected, or None: TypeError or ValueError."""
     if mask is None:
@@ -159,3 +195,15 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
         wrong = low if low < 1 else high
         raise ValueError(f"lengths holds {wrong}; expected values from 1 to {steps}")
     return None if low == steps else lengths
+
+
+def tuple_of_states(h0: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The initial states as a tuple; TypeError or ValueError for another number of them."""
+    if names == ("h0",):
+        return (h0,)
+    wanted = f"a tuple ({', '.join(names)}{',' if len(names) == 1 else ''})"
+    if not isinstance(h0, (tuple, list)):
+        raise TypeError(f"h0 is a {type(h0).__name__}; expected {wanted}")
+    if len(h0) != len(names):
+        raise ValueError(f"h0 has {len(h0)} tensors; expected {wanted}")
+    return tuple(h0)

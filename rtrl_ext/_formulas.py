@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._dtypes import computed
-from ._refuse import Refuse
+from ._refuse import refuse
 from .reference.activations import ratio, slope
 from .reference.leaky_rnn import FULL, LOCAL, RATE
 
@@ -19,10 +19,6 @@ SECOND_ORDER = (
     "the gradient of a learning rule other than BPTT has no second derivative that is a Hessian: "
     "run the forward pass inside `with rtrl_ext.exact_gradients():` (or use rule='bptt') to "
     "differentiate the loss twice"
-)
-THIRD_ORDER = (
-    "the leaky recurrent cell has first and second derivatives (reverse, forward, forward over "
-    "reverse, reverse over reverse); this call needs {what}, which it doesn't have"
 )
 
 
@@ -203,7 +199,7 @@ def _written(
     history = LeakyHistory(y, s.aux, y0, s0, w, s.leak, s.lengths, s.form, s.act, s.unit_leak)
     delta, gy0, gs0, lam = rule.adjoint(history, gy, gs_n, want_lam)
     adjoints = (delta.to(dtype), gy0.to(dtype), gs0.to(dtype), lam)
-    return adjoints if plain else Refuse.apply(SECOND_ORDER, *adjoints)
+    return adjoints if plain else refuse(SECOND_ORDER, adjoints, (s.y, s.w, s.y0, s.s0))
 
 
 def with_lead(x: Tensor | None, dims: int) -> Tensor | None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _formulas, _state
-from ._formulas import EXACT, SECOND_ORDER, THIRD_ORDER, Rule, Saved, Written, fit, rows
+from ._formulas import EXACT, SECOND_ORDER, Rule, Saved, Written, fit, rows
 from ._kernels import LENGTHS_AT, NAMESPACES, kernels, vmap_by_folding
+from ._last import THIRD_ORDER, BackwardTangent, ForwardTangent
 
 Grads = tuple[Tensor | None, ...]
 
@@ -166,37 +167,12 @@ class Backward(Function):
         return vmap_by_folding(Backward.apply, info.batch_size, in_dims, args, at)
 
 
-class _Tangent(Function):
-    """A tangent kernel. It is the last of its line: differentiating it again is refused."""
-
-    what = ""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @classmethod
-    def _refuse(cls) -> None:
-        raise RuntimeError(THIRD_ORDER.format(what=cls.what))
-
-
-class ForwardJvp(_Tangent):
+class ForwardJvp(ForwardTangent):
     """(dy, daux, ds_n, du): tangents of the forward recursion."""
-
-    what = "the derivative of a tangent of the forward pass (third order, or reverse over forward)"
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
         return kernels().leaky_forward_jvp(*args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        ForwardJvp._refuse()
-        return ()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        ForwardJvp._refuse()
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
@@ -204,23 +180,12 @@ class ForwardJvp(_Tangent):
         return vmap_by_folding(ForwardJvp.apply, info.batch_size, in_dims, args, at)
 
 
-class BackwardJvp(_Tangent):
+class BackwardJvp(BackwardTangent):
     """(ddelta, dgy0, dgs0, dlam): tangents of the exact backward recursion."""
-
-    what = "the derivative of a tangent of the backward pass (third order)"
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
         return kernels().leaky_backward_jvp(*args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        BackwardJvp._refuse()
-        return ()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        BackwardJvp._refuse()
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _functorch
 from ._kernels import one_by_one
+from ._last import BackwardTangent, ForwardTangent
 
 Tensors = tuple[Tensor | None, ...]
 
 
-class ForwardJvp(_functorch._Tangent):
+class ForwardJvp(ForwardTangent):
     """(dy, daux, ds_n, du) with a leading k, of tangents (dx, dw_ih, dbias, dy0, ds0, dw) with a
     leading k or None, and (x, w_ih, y, aux, y0, s0, w, leak, lengths, form, act, unit_leak, k,
     want_du, lam). With ``lam`` (T, B, n), the adjoints that a backward pass went through, the last
     result is the gradient of φ through its slope instead of du.
     """
 
-    what = _functorch.ForwardJvp.what
     first = 0
     tangents = 6
     size_at = 18
@@ -39,23 +38,13 @@ class ForwardJvp(_functorch._Tangent):
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return fold(ForwardJvp, info.batch_size, in_dims, args)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
-        ForwardJvp._refuse()
-        return ()
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        ForwardJvp._refuse()
-
-
-class BackwardJvp(_functorch._Tangent):
+class BackwardJvp(BackwardTangent):
     """Tangents of ``Backward``'s results with a leading k, of (dgy, dgs_n, dx, dw_ih, dy, daux,
     dy0, dw) with a leading k or None, and (x, w_ih, y, aux, y0, lam, delta, w, leak, lengths, form,
     act, unit_leak, k, needs, want_dlam).
     """
 
-    what = _functorch.BackwardJvp.what
     first = 0
     tangents = 8
     size_at = 21
@@ -71,15 +60,6 @@ class BackwardJvp(_functorch._Tangent):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return fold(BackwardJvp, info.batch_size, in_dims, args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
-        BackwardJvp._refuse()
-        return ()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        BackwardJvp._refuse()
 
 
 def fold(function: Any, size: int, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from ._dispatch import COMPILED_TRANSFORM
 from ._formulas import EXACT, RATE, SECOND_ORDER, Rule
 from ._fused import _without_autocast
 from ._gated_fused_transforms import Backward, Forward, bits, in_order
-from ._refuse import Refuse
+from ._refuse import refuse
 from .reference.leaky_rnn import LOCAL
 
 NUMBERS = {"gru": 0, "lstm": 1}
@@ -109,7 +109,8 @@ def _gradients(
         grads = in_order(out)
         if not once:
             made = [g for g, need in zip(grads, needs, strict=True) if need]
-            refused = iter(Refuse.apply(SECOND_ORDER, *made))
+            of = [t for t in (*theta, gy, gh_n, gc_n) if t is not None]
+            refused = iter(refuse(SECOND_ORDER, made, of))
             grads = tuple(next(refused) if need else None for need in needs)
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 

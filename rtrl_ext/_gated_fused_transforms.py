@@ -24,7 +24,7 @@ from ._kernels import (
     NEED_X,
     one_by_one,
 )
-from ._recurrence_transforms import BACKWARD, FORWARD, THIRD_ORDER
+from ._last import THIRD_ORDER, BackwardTangent, ForwardTangent
 
 Tensors = tuple[Tensor | None, ...]
 BITS = (
@@ -171,15 +171,7 @@ class Backward(Function):
         return one_by_one(Backward.apply, info.batch_size, in_dims, args)
 
 
-class _Tangent(Function):
-    """A tangent operation, the last of its line: differentiating it again is refused."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-
-class ForwardJvp(_Tangent):
+class ForwardJvp(ForwardTangent):
     """(dy, dh_n, dc_n, daux) with a leading k, of (cell, lengths, k, *dθ, x, w_ih, h0, c0, w, y,
     aux); tangents have a leading k or are None."""
 
@@ -194,19 +186,11 @@ class ForwardJvp(_Tangent):
         return dy, dh_n, dc_n, daux
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
-        raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
-
-    @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return fold(ForwardJvp, info.batch_size, in_dims, args)
 
 
-class BackwardJvp(_Tangent):
+class BackwardJvp(BackwardTangent):
     """Tangents of the gradients of θ with a leading k, of (cell, lengths, k, needs, dgy, dgh_n,
     dgc_n, *dθ, dy, daux, x, w_ih, h0, c0, w, y, aux, delta, lam, to_c)."""
 
@@ -222,14 +206,6 @@ class BackwardJvp(_Tangent):
             lam, _some(to_c), delta, w, lengths, needs,
         )  # fmt: skip
         return in_order(out)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
-        raise RuntimeError(THIRD_ORDER.format(what=BACKWARD))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(THIRD_ORDER.format(what=BACKWARD))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

@@ -5,6 +5,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _OWN = {"aten", "prim", "prims", "rtrl_ext", "rtrl_ext_reference"}
+#: ends of the operations that run a layer
+_LAYERS = ("_layer_forward", "gru_forward", "lstm_forward")
 # From here on a direction of a second-order product gains nothing from company: its rows fill the
 # kernels' tiles, and arrays of several directions leave the cache (docs/performance.md).
 ROWS = 32
@@ -38,7 +40,7 @@ class Inspection(TorchDispatchMode):
                 size = t.numel() * t.element_size()
                 self.bytes += size
                 self.largest = max(self.largest, size)
-        if func.namespace == "rtrl_ext" and func._opname.endswith("_layer_forward"):
-            batch = results[0].shape[1]  # of the outputs (T, B, n)
+        if func.namespace == "rtrl_ext" and func._opname.endswith(_LAYERS):
+            batch = results[0].shape[-2]  # of the outputs ((L,) T, B, n)
             self.rows = batch if self.rows is None else min(self.rows, batch)
         return results

@@ -105,11 +105,8 @@ class Scan(Function):
         if gs is None and gs_n is None:
             return (None,) * 5
         lam, states, s0, lengths = ctx.saved_tensors
-        want, window = ctx.needs_input_grad[0], ctx.window
-        override = _state.backward_override()
-        if override is not None:
-            window = window_of(override(lam, lam))
-        a, gs0, glam = _backward(gs, gs_n, lam, states, s0, lengths, window, want)
+        want = ctx.needs_input_grad[0]
+        a, gs0, glam = _backward(gs, gs_n, lam, states, s0, lengths, ctx.window, want)
         return (*_fitted((glam if want else None, a, gs0), ctx.leads), None, None)
 
     @staticmethod
@@ -205,6 +202,18 @@ for _namespace in _kernels.NAMESPACES:
     register(_namespace)
 
 
+def scan(
+    lam: Tensor, u: Tensor, s0: Tensor, lengths: Tensor | None, window: int
+) -> tuple[Tensor, Tensor]:
+    """`lru_core` of checked arguments with a leading dimension each, of size R or 1."""
+    window = 0 if _state.exact_enabled() else window
+    if torch.compiler.is_compiling() and in_transform():
+        if window:
+            raise RuntimeError(COMPILED_TRANSFORM)
+        return lru.lru_doubling(lam, u, s0, lengths)
+    return _scan(lam, u, s0, lengths, window)
+
+
 def lru_core(
     lam: Tensor,
     u: Tensor,
@@ -240,14 +249,7 @@ def lru_core(
         _check_lengths(lengths, u[..., 0])
     if window < 0:
         raise ValueError(f"window is {window}; expected at least 0")
-    window = 0 if _state.exact_enabled() else window
-    args = lam.unsqueeze(0), u.unsqueeze(0), s0.unsqueeze(0), lengths
-    if torch.compiler.is_compiling() and in_transform():
-        if window:
-            raise RuntimeError(COMPILED_TRANSFORM)
-        states, s_n = lru.lru_doubling(*args)
-    else:
-        states, s_n = _scan(*args, window)
+    states, s_n = scan(lam.unsqueeze(0), u.unsqueeze(0), s0.unsqueeze(0), lengths, window)
     return states.squeeze(0), s_n.squeeze(0)
 
 

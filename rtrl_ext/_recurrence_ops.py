@@ -1,6 +1,6 @@
 """The cells' operations as good PyTorch operations: shapes for tracing, ``vmap``, derivatives."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,10 +59,10 @@ def _refusal(message: str) -> Callable[..., Any]:
     return backward
 
 
-def register(namespace: str, names: Iterable[str] = tuple(CELLS)) -> None:
-    """Shapes, ``vmap`` and derivatives of the operations of a namespace, of cells by name."""
+def register(namespace: str) -> None:
+    """Shapes, ``vmap`` and derivatives of the operations of a namespace."""
     ops = getattr(torch.ops, namespace)
-    for cell in map(CELLS.__getitem__, names):
+    for cell in CELLS.values():
         for which, fake in cell.fakes().items():
             name = f"{cell.name}_{which}"
             op = getattr(ops, name).default

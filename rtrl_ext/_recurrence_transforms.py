@@ -22,14 +22,9 @@ from . import _formulas, _state
 from ._cells import CELLS, Adjoints, Cell, Pass
 from ._formulas import EXACT, SECOND_ORDER, Rule, Written, fit
 from ._kernels import vmap_by_folding
+from ._last import BackwardTangent, ForwardTangent
 
 Grads = tuple[Tensor | None, ...]
-THIRD_ORDER = (
-    "a recurrent cell has first and second derivatives (reverse, forward, forward over reverse, "
-    "reverse over reverse); this call needs {what}, which it doesn't have"
-)
-FORWARD = "the derivative of a tangent of the forward pass (third order, or reverse over forward)"
-BACKWARD = "the derivative of a tangent of the backward pass (third order)"
 
 
 def split(items: Sequence[Any], *sizes: int) -> list[tuple[Any, ...]]:
@@ -166,8 +161,11 @@ def gradients(
     delta = adjoints.delta
     units = cell.of_units(adjoints, p, need_units)
     first_output = cell.first_output(p.states)
+    of_pre = cell.of_pre(delta)
+    if not plain:  # a view's tangent must have its layout, which one without elements hasn't
+        of_pre = of_pre.contiguous()
     return (
-        fit(cell.of_pre(delta), handle.shape[0]) if needs[0] else None,
+        fit(of_pre, handle.shape[0]) if needs[0] else None,
         fit(cell.of_weight(delta, p.y, first_output, plain), p.w.shape[0]) if needs[1] else None,
         *(
             fit(g, u.shape[0]) if need and g is not None and u is not None else None
@@ -299,15 +297,7 @@ def _backward_arguments(args: Sequence[Any]) -> tuple[Any, ...]:
     return cell, rule, want, transport, gy, finals, p
 
 
-class _Tangent(Function):
-    """A tangent kernel, the last of its line: differentiating it again is refused."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-
-class ForwardJvp(_Tangent):
+class ForwardJvp(ForwardTangent):
     """(dy, *dfinals, *dkept) of (name, options, lengths, du, w, y, *units, *states, *kept,
     *dstates)."""
 
@@ -321,19 +311,11 @@ class ForwardJvp(_Tangent):
         return dy, *dfinals, *dkept
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
-
-    @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return vmap_by_folding(ForwardJvp.apply, info.batch_size, in_dims, args, 2)
 
 
-class BackwardJvp(_Tangent):
+class BackwardJvp(BackwardTangent):
     """(ddelta, *dinitial) of (name, options, lengths, dgy, *dfinals, dy, *dkept, *dstates, w, y,
     *units, *states, *kept, *lams)."""
 
@@ -348,14 +330,6 @@ class BackwardJvp(_Tangent):
         p = Pass(w[0], units, states, y[0], kept, lengths, options)
         ddelta, first = cell.backward_jvp(dgy, dfinals, dy[0], dkept, dstates, p, lams)
         return ddelta, *first
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        raise RuntimeError(THIRD_ORDER.format(what=BACKWARD))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(THIRD_ORDER.format(what=BACKWARD))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Gradients that are not the gradient of a function, and so must not be differentiated again."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,3 +27,12 @@ class Refuse(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise RuntimeError(ctx.message)
+
+
+def refuse(message: str, grads: Sequence[Tensor], of: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients that were made outside autograd, by the tensors ``of`` or from others of them.
+
+    Without ``of`` they would pass for constants, whose derivative is silently zero.
+    """
+    made: tuple[Tensor, ...] = Refuse.apply(message, *grads, *of)
+    return made[: len(grads)]

@@ -45,6 +45,21 @@ def forward_over_reverse(model: Outputs, x: Tensor, target: Tensor, v: Direction
     return lambda: torch.func.vmap(product)(v)
 
 
+def forward_over_reverse_plain(model: Outputs, x: Tensor, target: Tensor, v: Directions) -> Product:
+    """The same with oneDNN's recurrent operations off, which have no forward mode."""
+    product = forward_over_reverse(model, x, target, v)
+
+    def call() -> Directions:
+        # not `flags`, which sets three more things and warns
+        before = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)[0]
+        try:
+            return product()
+        finally:
+            torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
+
+    return call
+
+
 def double_backward(model: Outputs, x: Tensor, target: Tensor, v: Directions) -> Product:
     """Gradient with create_graph, then a backward per direction; the graph is built once a call."""
     names = [name for name, _ in model.named_parameters()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 #: weight_ih, weight_hh, bias_ih, bias_hh
 Params = tuple[Tensor, Tensor, Tensor, Tensor]
-Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -43,9 +44,9 @@ def loop_forward(
 
 
 def gradient(
-    forward: Callable[[], Tensor], params: Params, gy: Tensor
+    forward: Callable[[], Tensor], params: Sequence[Tensor], gy: Tensor
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A call that runs `forward` and backpropagates `gy`; returns the four gradients."""
+    """A call that runs `forward` and backpropagates `gy`; returns the parameters' gradients."""
 
     def call() -> tuple[Tensor, ...]:
         return torch.autograd.grad(forward(), params, gy)
@@ -53,14 +54,18 @@ def gradient(
     return call
 
 
+def filled(module: Module, params: Sequence[Tensor]) -> Module:
+    """The module, its parameters overwritten by these values."""
+    with torch.no_grad():
+        for p, value in zip(module.parameters(), params, strict=True):
+            p.copy_(value)
+    return module
+
+
 def torch_rnn(params: Params, nonlinearity: str) -> torch.nn.RNN:
     """torch.nn.RNN holding the same values."""
-    w_ih = params[0]
-    rnn = torch.nn.RNN(w_ih.shape[1], w_ih.shape[0], nonlinearity=nonlinearity)
-    with torch.no_grad():
-        for p, value in zip(rnn.parameters(), params, strict=True):
-            p.copy_(value)
-    return rnn
+    n, m = params[0].shape
+    return filled(torch.nn.RNN(m, n, nonlinearity=nonlinearity), params)
 
 
 def compiled_loop(

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from .. import ours
-from ..harness import Contestant, measure
+from ..harness import Contestant
 from ..memory import allocator_peak
 from ..peers import adjoint, loops
 from ..problem import (
     BOUNDS,
-    COLUMNS,
     HOP_BOUND,
     THREADS_BOUND,
     Case,
     bptt_flops,
     local_flops,
 )
-from ..results import Row, rows_from, thread_rows
+from ..results import Row
 from ..settings import Settings
+from .common import rates, run_columns
 
 SUITE = "train_step"
 #: Leak of the rows whose rule is more than a truncation.
@@ -52,13 +52,6 @@ def _truth(case: Case, rule: str, leak: float, nonlinearity: str) -> Gradients |
     params = tuple(p.requires_grad_() for p in ours.params_of(data))
     y = loops.loop_forward(params, data["x"], nonlinearity=nonlinearity, leak=leak, rule=rule)  # type: ignore[arg-type]
     return torch.autograd.grad(y, params, data["gy"])
-
-
-def _rates(case: Case, rows: list[Row]) -> None:
-    for row in rows:
-        if row.name != "sgemm" and row.against in ("floor", None):
-            row.info["seq/s"] = round(case.B / row.seconds)
-            row.info["steps/s"] = round(case.B * case.T / row.seconds)
 
 
 def contestants(s: Settings, column: str, case: Case) -> list[Contestant]:
@@ -145,15 +138,4 @@ def contestants(s: Settings, column: str, case: Case) -> list[Contestant]:
 
 def run(s: Settings) -> list[Row]:
     """Rows for every chosen column."""
-    rows: list[Row] = []
-    for column in s.columns:
-        case = COLUMNS[column]
-        everyone = contestants(s, column, case)
-        part = rows_from(SUITE, case.label, everyone, measure(everyone, **s.measure_options()))
-        _rates(case, part)
-        part += thread_rows(part, THREADS_BOUND)
-        s.done(part)
-        rows += part
-        if s.jax is not None:
-            s.jax.drop()
-    return rows
+    return run_columns(s, SUITE, contestants, rates, THREADS_BOUND)

@@ -1,50 +1,15 @@
-// What recurrences share as PyTorch ops on CUDA: the caller's stream, the strategy, memory of a stepwise run and its products.
-// The same source makes the emulated operations of the tests (RX_CUDA_ON_CPU), which take CPU tensors under a namespace of
-// their own.
+// What recurrences share as PyTorch ops on CUDA: the strategy, memory of a stepwise run and its products.
 #pragma once
-#include <torch/csrc/stable/accelerator.h>
-
 #include <array>
 #include <atomic>
 
 #include "kernels/cuda/launch.h"
-#include "ops/tensors.h"
-
-#ifdef RX_CUDA_ON_CPU
-#define RX_LIBRARY rtrl_ext_emulated
-#define RX_KEY CPU
-#else
-#define RX_LIBRARY rtrl_ext
-#define RX_KEY CUDA
-#endif
+#include "ops/cuda_context.h"
 
 namespace rx {
 
 // The strategy that was asked for, for the whole process.
 inline std::atomic<int64_t> asked{static_cast<int64_t>(cuda::Strategy::Automatic)};
-
-inline void check(const char* error) {
-  STD_TORCH_CHECK(error == nullptr, std::string("rtrl_ext, CUDA: ") + error);
-}
-
-#ifdef RX_CUDA_ON_CPU
-struct Context {
-  explicit Context(const Tensor&) {}
-  void* stream() const { return nullptr; }
-};
-#else
-// The tensor's device and the caller's stream on it.
-class Context {
- public:
-  explicit Context(const Tensor& x)
-      : guard_(x.get_device_index()), stream_(torch::stable::accelerator::getCurrentStream(x.get_device_index())) {}
-  void* stream() const { return stream_.nativeHandle(); }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  torch::stable::accelerator::Stream stream_;
-};
-#endif
 
 // The recurrent product of one step by the vendor's library: product = carry times the matrix or its transpose, for rows
 // (L, B, width) under one matrix or one each. Called boxed: the stable interface has no matrix product of its own.
@@ -83,10 +48,10 @@ void with_cuda_dtype(ScalarType dtype, F&& f) {
 }
 
 // Starts a kernel for tensors like `like`. `w` (L|1, gates n, n): the matrix of its recurrent product, none without one; a
-// forward pass multiplies with its transpose.
+// forward pass multiplies with its transpose. `extras`: quads that the kernel's steps keep beside state and carry.
 template <class E, class P>
 void run_on_cuda(const P& p, const Tensor& like, const OptionalTensor& w, int64_t gates, bool forward,
-                 const char* (*start)(const P&, const cuda::Launch<E>&)) {
+                 const char* (*start)(const P&, const cuda::Launch<E>&), int64_t extras = 1) {
   using T = ComputeOf<E>;
   const Context context(like);
   cuda::Launch<E> launch{};
@@ -108,8 +73,8 @@ void run_on_cuda(const P& p, const Tensor& like, const OptionalTensor& w, int64_
   auto rows = [&](auto&& make_one, int64_t width) {
     return batched ? make_one(like, {L, B, width}) : make_one(like, {L * B, width});
   };
-  const Tensor state = rows(make_computed, n), extra = rows(make_computed, n), product = rows(make_computed, products * n),
-               carry = rows(make, carries * n);
+  const Tensor state = rows(make_computed, n), extra = rows(make_computed, extras * n),
+               product = rows(make_computed, products * n), carry = rows(make, carries * n);
   const Tensor one = batched ? *w : torch::stable::select(*w, 0, 0);
   Multiply multiply{product, carry, forward ? torch::stable::transpose(one, -1, -2) : one, batched};
   launch.state = out<T>(state);

@@ -88,6 +88,66 @@ def test_gated_modules_equal_the_cpu(dtype, sizes, cell, rule, strategy):
         assert float((a.double() - b).norm()) <= tolerance(dtype, T, n) * max(1.0, float(b.norm()))
 
 
+@pytest.mark.parametrize("rule", ["bptt", "tbptt:k=3", "immediate"])
+@pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 3, 300), (2, 9, 700, 70)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_lru_equals_the_cpu(dtype, sizes, rule):
+    """Also over several chunks of time."""
+    m, n, B, T = sizes
+    torch.manual_seed(0)
+    net = rx.LRU(m, n, r_min=0.5, r_max=0.99, rule=rx.rules.parse(rule), dtype=dtype)
+    exact = copy.deepcopy(net).double()
+    x, lengths = torch.randn(T, B, m, dtype=dtype), torch.randint(1, T + 1, (B,))
+    results = []
+    for run, z in ((exact, x.double()), (net.cuda(), x.cuda())):
+        z = z.detach().requires_grad_()
+        y, h = run(z, lengths=lengths.to(z.device))
+        (y.square().sum() + h.real.sum() + (h.imag**2).sum()).backward()
+        results.append([y, h, z.grad, *(p.grad for p in run.parameters())])
+    for a, b in zip(*results, strict=True):
+        bound = tolerance(dtype, T * B, n) * max(1.0, float(a.norm()))
+        assert float((b.detach().cpu().to(a.dtype) - a.detach()).norm()) <= bound
+
+
+SPIKING_RULES = [
+    *GATED_RULES, "immediate", rx.rules.MDGL(cell_specific=True),
+    rx.rules.ModProp(mu=0.25, cell_specific=True),
+]  # fmt: skip
+SPIKING_OPTIONS = [{"learn_tau": True}, {"refractory": 2, "reset": "zero", "surrogate": "arctan"}]
+
+
+@pytest.mark.parametrize("strategy", ["persistent", "stepwise"])
+@pytest.mark.parametrize("options", SPIKING_OPTIONS, ids=str)
+@pytest.mark.parametrize("rule", SPIKING_RULES, ids=repr)
+@pytest.mark.parametrize("cell", [rx.ALIF, rx.LIF])
+@pytest.mark.parametrize("sizes", [(3, 7, 5, 4), (16, 64, 33, 20)], ids=str)
+def test_spiking_modules_equal_the_cpu(sizes, cell, rule, options, strategy):
+    """In float64, where no spike hinges on a rounding."""
+    m, n, B, T = sizes
+    torch.manual_seed(0)
+    net = cell(m, n, rule=rule, tau_v=4.0, gamma=0.6, dtype=torch.float64, **options)
+    with torch.no_grad():
+        net.weight_ih_l0.mul_(3)
+    exact = copy.deepcopy(net)
+    x = torch.randn(T, B, m, dtype=torch.float64)
+    lengths = torch.randint(1, T + 1, (B,))
+
+    def passes(model, z, ends):
+        y, h_n = model(z, lengths=ends)
+        weight = torch.linspace(-1, 2, y.numel()).view(y.shape).to(y)
+        ((weight * y).sum() + h_n[0].square().sum()).backward()
+        return [t.detach().cpu() for t in (y, *h_n, z.grad, *(p.grad for p in model.parameters()))]
+
+    expected = passes(exact, x.clone().requires_grad_(), lengths)
+    assert expected[0].any() and not expected[0].all()
+    net.cuda()
+    with rx.cuda.strategy(strategy):
+        found = passes(net, x.cuda().requires_grad_(), lengths.cuda())
+    assert torch.equal(found[0], expected[0])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_autocast_and_replicas(dtype):
     torch.manual_seed(0)

@@ -148,6 +148,8 @@ def test_gates(cell, lengths):
         for gate in range(2):
             net.bias_ih_l0[gate * N + gate] = -500.0
             net.bias_ih_l0[gate * N + gate + 3] = 500.0
+        if cell is rx.LSTM:  # unit 5 lets nothing out
+            net.bias_ih_l0[3 * N + 5] = -500.0
     x = inputs(1)
     found = liveness(net, x, lengths=lengths)
     gates = ("r", "z") if cell is rx.GRU else ("i", "f", "o")
@@ -286,7 +288,11 @@ def test_other_layouts():
         empty.warn()
 
 
-@pytest.mark.parametrize("rule", ["eprop", rules.Scaled(rules.EProp(), 0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "rule",
+    ["eprop", rules.Projected(rules.EProp(), "parallel"), rules.MatchedNoise("eprop", 3)],
+    ids=repr,
+)
 def test_rules_make_no_difference(rule):
     torch.manual_seed(0)
     net, x = scaled(rx.LeakyRNN(M, N, 2, leak=0.5), 4.0), inputs(dtype=torch.float32)
@@ -359,7 +365,9 @@ def test_printing():
     ("call", "error", "message"),
     [
         (lambda net, x: liveness("net", x), TypeError, "model: got str"),
-        (lambda net, x: liveness(nn.Linear(3, 2), x), ValueError, "no recurrent module"),
+        (lambda net, x: liveness(nn.Linear(3, 2), x), ValueError, "no recurrent module with a kn"),
+        (lambda net, x: liveness(rx.LRU(3, 2), x), ValueError, "linear.*expected LeakyRNN, GRU, L"),
+        (lambda net, x: liveness(nn.Sequential(rx.LRU(3, 2)), x), ValueError, "nothing to saturat"),
         (lambda net, x: liveness(nn.RNN(3, 2), x), ValueError, r"rtrl_ext\.convert"),
         (lambda net, x: liveness(net, x, threshold=0), ValueError, "threshold is 0"),
         (lambda net, x: liveness(net, x, threshold=0.5), ValueError, "threshold is 0.5"),
@@ -372,6 +380,16 @@ def test_printing():
 def test_wrong_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(rx.LeakyRNN(M, N), inputs(dtype=torch.float32))
+
+
+def test_linear_units_are_left_out():
+    model = nn.ModuleDict({"linear": rx.LRU(M, 3), "rnn": rx.LeakyRNN(3, N)})
+    model.forward = lambda x: model["rnn"](model["linear"](x)[0])
+    x = inputs(dtype=torch.float32)
+    found = liveness(model, x)
+    assert list(found) == ["rnn"]
+    alone = liveness(model["rnn"], model["linear"](x)[0].detach())
+    assert found["rnn"].to_dict() == alone.to_dict()
 
 
 def test_a_model_whose_modules_do_not_run():

@@ -2,74 +2,16 @@
 
 import pytest
 import torch
+from alif_cases import VARIANTS, Problem
 from kernel_checks import SHAPES, TOLERANCE, chosen, every_instruction_set, run_under, same
 
 from rtrl_ext.reference import alif
 from rtrl_ext.reference.leaky_rnn import DIAGONAL, FULL, HOP, LOCAL, STATE
 
 ops = torch.ops.rtrl_ext
-# lif, scaling, reset, surrogate, refractory
-VARIANTS = [
-    (False, False, 0, 0, 0),
-    (True, False, 0, 1, 2),
-    (False, True, 1, 2, 1),
-    (True, True, 1, 0, 0),
-    (False, True, 0, 1, 3),
-]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-class Problem:
-    """Operands of one call; with ``shared``, the weights and constants have a leading 1.
-
-    All are multiples of 1/8, and the factors powers of 1/2, so that a few steps are without
-    rounding in float32 and a spike can't hinge on it.
-    """
-
-    def __init__(self, shape, dtype, variant, shared=False, ragged=False, coarse=True):
-        self.dtype, self.coarse = dtype, coarse
-        self.L, self.T, self.B, self.n = shape
-        self.lif, self.scaling, self.reset, self.surrogate, self.refractory = variant
-        self.generator = torch.Generator().manual_seed(1)
-        lead, B, n = 1 if shared else self.L, self.B, self.n
-        self.pre = self.normal(self.L, self.T, B, n) + 0.25
-        self.w = self.normal(lead, n, n) * torch.where(self.normal(lead, n, n).abs() > 1, 1, 0)
-        self.z0 = (self.normal(lead, B, n) > 0.5).to(dtype)
-        self.v0, self.a0 = self.normal(lead, B, n), self.normal(lead, B, n).abs()
-        self.count0 = torch.where(self.z0 > 0, self.refractory + 1.0, 0.0).to(dtype)
-        self.count0[..., ::3] = float(self.refractory)
-        pick = self.normal(lead, n) > 0
-        self.alpha = torch.where(pick, 0.5, 0.75).to(dtype)
-        self.rho = torch.where(pick, 0.75, 0.5).to(dtype)
-        self.beta = torch.where(self.normal(lead, n) > 0, 0.25, 0.125).to(dtype)
-        self.lengths = None
-        if ragged:
-            self.lengths = torch.randint(1, self.T + 1, (self.B,), generator=self.generator)
-
-    def normal(self, *size):
-        x = torch.randn(*size, generator=self.generator, dtype=torch.float64)
-        return (torch.round(8 * x) / 8 if self.coarse else x).to(self.dtype)
-
-    def forward(self, want_states):
-        a0, rho, beta = (None,) * 3 if self.lif else (self.a0, self.rho, self.beta)
-        count = self.count0 if self.refractory else None
-        return (
-            self.pre, self.z0, self.v0, a0, count, self.w, self.alpha, rho, beta, self.lengths, 0.5,
-            0.3, self.scaling, self.reset, self.surrogate, self.refractory, want_states,
-        )  # fmt: skip
-
-    def backward(self, values, policy, window, decay, plain):
-        z, psi, v = values[:3]
-        L, B, n = self.L, self.B, self.n
-        gz, gv, ga = self.normal(L, self.T, B, n), self.normal(L, B, n), self.normal(L, B, n)
-        rho, beta = (None, None) if self.lif else (self.rho, self.beta)
-        return (
-            gz, None if plain else gv, None if plain or self.lif else ga, z, psi, v, self.z0,
-            self.v0, self.w, self.alpha, rho, beta, self.lengths, 0.5, self.scaling, self.reset,
-            policy, 0.3 if policy == HOP else 0.0, window, decay, not plain,
-        )  # fmt: skip
 
 
 @every_dtype

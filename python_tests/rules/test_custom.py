@@ -88,9 +88,10 @@ def test_what_a_transport_is_told():
         assert torch.equal(before[0], args[1] if step == 1 else y[step - 2])
 
 
-def test_second_derivative_is_refused():
+@pytest.mark.parametrize("of", [torch.square, torch.clone], ids=["square", "linear"])
+def test_second_derivative_is_refused(of):
     net = network(rule=Custom("mine", "unit", bptt))
-    loss = net(operands(net)[0])[0].square().sum()
+    loss = of(net(operands(net)[0])[0]).sum()
     (g,) = torch.autograd.grad(loss, net.weight_hh_l0, create_graph=True)
     with pytest.raises(RuntimeError, match="exact_gradients"):
         g.sum().backward()

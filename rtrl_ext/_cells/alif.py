@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .._formulas import LOCAL, SECOND_ORDER, Rule, Written, shifted
-from .._refuse import Refuse
+from .._formulas import LOCAL, Rule, Written, shifted
+from .._refuse import refuse
 from ..reference.alif import ZERO
 from .base import Adjoints, Cell, Maybe, Pass, Tensors, lead_of
 
@@ -72,7 +72,7 @@ class ALIF(Cell):
         self, gy: Tensor | None, finals: Maybe, p: Pass, transport: Tensor | None, rule: Rule,
         want_lams: bool,
     ) -> Adjoints:  # fmt: skip
-        o, (z0, v0, a0, count0) = Options(*p.options), p.states
+        o, (z0, v0, a0, _) = Options(*p.options), p.states
         psi, v, _ = p.kept
         delta, gz0, gv0, ga0, *lams = self.op("backward")(
             gy, finals[1], None if a0 is None else finals[2], p.y, psi, v, z0, v0, transport,
@@ -119,7 +119,8 @@ class ALIF(Cell):
         out = rule.adjoint(History(self, p), gy, finals, want_lams)
         adjoints = (out.delta, out.gy0, *out.others, *out.lams)
         if not plain:
-            adjoints = Refuse.apply(SECOND_ORDER, *adjoints)
+            of = [t for t in (p.y, p.w, *p.states) if t is not None]
+            adjoints = refuse(ONCE_ONLY, adjoints, of)
         return Adjoints(adjoints[0], adjoints[1:5], adjoints[5:])
 
 
@@ -174,7 +175,15 @@ class History:
         """One pass of the backward kernel under a policy (``transport`` defaults to w)."""
         matrix = None if policy == LOCAL else self.w if transport is None else transport
         rule = Rule(policy, mu, window, decay)
-        delta, initial, lams = self.cell.backward(gy, finals, self.p, matrix, rule, want_lam)
+        from .._autograd import in_transform
+        from .._recurrence_transforms import Backward  # which imports this package
+
+        p = self.p
+        if in_transform():
+            out = Backward.run(self.cell, gy, finals, p, p.y, matrix, rule, want_lam)
+        else:
+            out = self.cell.backward(gy, finals, p, matrix, rule, want_lam)
+        delta, initial, lams = out
         return Result(delta, initial[0], initial[1:], lams)
 
 

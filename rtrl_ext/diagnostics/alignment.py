@@ -150,8 +150,12 @@ def _one_batch(
     target: Any,
 ) -> dict[str, Tensor]:
     own = any(r is None for r in chosen.values())
-    shared_own = own and all(_shareable(m.rule) for m in modules)
-    apart = {k: r for k, r in chosen.items() if not (shared_own if r is None else _shareable(r))}
+    # an LRU's pieces of time end where its own rule's window does
+    alone = any(isinstance(m, LRU) for m in modules)
+    shared_own = own and not alone and all(_shareable(m.rule) for m in modules)
+    apart = {
+        k: r for k, r in chosen.items() if alone or not (shared_own if r is None else _shareable(r))
+    }
     together: dict[str, Any] = {k: r for k, r in chosen.items() if k not in apart}
     if not feedback:
         together[_EXACT_KEY] = _EXACT

@@ -13,6 +13,7 @@ from .._reverse import uncompiled
 from ..curvature._evaluation import _buffer_copies, kept_random_state
 from ..curvature._params import unwrap
 from ..nn.base import RecurrentBase
+from ..nn.lru import LRU
 from ._watch import GATES, LOOKS, SPIKING, Counts, watching
 
 #: default threshold, see `liveness`
@@ -232,6 +233,7 @@ def liveness(
       r or z, is closed or open, or the candidate q flat.
     * LSTM: silent if i or o is closed, so that nothing gets in or out; saturated if a gate, i, f
       or o, is closed or open, or g or tanh(c) flat.
+    * LRU: is linear and can be neither; left out.
 
     Args:
         module: a recurrent module of this library, or a model that holds some of them.
@@ -246,8 +248,8 @@ def liveness(
 
     Raises:
         TypeError: ``module`` is no module, ``threshold`` no number; what the module itself raises.
-        ValueError: ``threshold`` outside (0, 0.5); no recurrent module of this library, or none
-            that ran; what the module itself raises.
+        ValueError: ``threshold`` outside (0, 0.5); no recurrent module of this library, none but
+            LRUs, or none that ran; what the module itself raises.
     """
     model = unwrap(module)
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
@@ -260,8 +262,13 @@ def liveness(
         if isinstance(m, RecurrentBase) and m.cell in LOOKS
     }
     if not inside:
+        if any(isinstance(m, LRU) for m in model.modules()):
+            raise ValueError(
+                "module: its recurrent modules are LRUs, which are linear: they have nothing to "
+                f"saturate and no slope that could vanish; expected {', '.join(LOOKS)}"
+            )
         raise ValueError(
-            "module: has no recurrent module of this library, such as rtrl_ext.LeakyRNN "
+            f"module: has no recurrent module with a known cell; expected {', '.join(LOOKS)} "
             "(rtrl_ext.convert puts them in the place of torch's)"
         )
     given = {k: v for k, v in (("h0", h0), ("lengths", lengths)) if v is not None}

@@ -1,21 +1,29 @@
 """The operations behind the modules, as functions for existing training code.
 
-`leaky_rnn` is differentiable. ``leaky_rnn_forward``, ``_backward``, ``_jvp`` and ``_backward_jvp``
-stay
-outside autograd: one forward pass, then gradients under several rules, or tangents in k directions
-at once. `hvp` and `ggn_vp` are second-order products of any loss function.
+`leaky_rnn`, `gru`, `lstm`, `alif`, `lif` and `lru` are differentiable. ``leaky_rnn_forward``,
+``_backward``, ``_jvp`` and ``_backward_jvp`` stay outside autograd: one forward pass, then
+gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are
+second-order products of any loss function.
 """
 
+from .gated import gru, lstm
 from .leaky_rnn import leaky_rnn, leaky_rnn_backward, leaky_rnn_forward
 from .leaky_tangents import leaky_rnn_backward_jvp, leaky_rnn_jvp
+from .lru import lru
 from .products import ggn_vp, hvp
+from .spiking import alif, lif
 
 __all__ = [
+    "alif",
     "ggn_vp",
+    "gru",
     "hvp",
     "leaky_rnn",
     "leaky_rnn_backward",
     "leaky_rnn_backward_jvp",
     "leaky_rnn_forward",
     "leaky_rnn_jvp",
+    "lif",
+    "lru",
+    "lstm",
 ]

@@ -15,9 +15,11 @@ from .._checks import (
     check_like,
     check_mask,
     check_tensor,
+    tuple_of_states,
 )
 from .._history import Adjoint, LeakyHistory, outer_sum, times
 from ..reference import activations
+from ..rules import Rule
 
 
 @dataclass
@@ -62,24 +64,9 @@ def prepare(
     """Check everything: TypeError for types and dtypes, ValueError for shapes and values."""
     check_choice("form", form, FORMS)
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
-    for name, value in (("x", x), ("weight_ih", weight_ih), ("weight_hh", weight_hh)):
-        check_tensor(name, value)
-    for name, value, rank in (
-        ("weight_ih", weight_ih, 2),
-        ("weight_hh", weight_hh, 2),
-        ("x", x, 3),
-    ):
-        if value.dim() not in (rank, rank + 1):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; expected {rank} dimensions, "
-                f"or {rank + 1} with replicas"
-            )
-    if weight_hh.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"weight_hh has dtype {weight_hh.dtype}; expected float32 or float64")
+    check_weights(x, weight_ih, weight_hh)
     n, m = weight_hh.shape[-1], x.shape[-1]
     steps, batch = x.shape[-3:-1]
-    if steps == 0:
-        raise ValueError("x has T = 0 steps; expected at least one")
     expected: dict[str, tuple[Any, tuple[int, ...]]] = {
         "x": (x, (steps, batch, m)),
         "h0": (h0, (batch, n)),
@@ -95,19 +82,7 @@ def prepare(
         leak = check_leak(leak, n).to(device=x.device, dtype=weight_hh.dtype)
     elif leak.dim() > 0:
         expected["leak"] = (leak, (n,))
-    replicas, shapes = None, {}
-    for name, (value, shape) in expected.items():
-        if value is None:
-            continue
-        came = tuple(check_tensor(name, value).shape)
-        if came != shape:
-            if came[1:] != shape:
-                raise ValueError(f"{name} has shape {came}; expected {shape}, or (R, ...) of it")
-            if replicas is not None and came[0] != replicas:
-                raise ValueError(f"{name} has {came[0]} replicas; expected {replicas}, as others")
-            replicas = came[0]
-        check_like(name, value, weight_hh.dtype, weight_hh.device, "weight_hh")
-        shapes[name] = came
+    replicas, shapes = check_operands(expected, weight_hh)
     if not scalar:
         check_like("leak", leak, weight_hh.dtype, weight_hh.device, "weight_hh")
         shapes["leak"] = tuple(leak.shape)
@@ -123,6 +98,72 @@ def prepare(
         check_lengths(lengths, steps, batch, x.device), form, nonlinearity, unit_leak, replicas,
         shapes,
     )  # fmt: skip
+
+
+def check_weights(x: Any, weight_ih: Any, weight_hh: Any) -> None:
+    """What the sizes are read from: tensors of the right ranks, T > 0, float32 or float64."""
+    check_ranks("weight_hh", x=(x, 3), weight_ih=(weight_ih, 2), weight_hh=(weight_hh, 2))
+
+
+def check_ranks(like: str, x: tuple[Any, int], **weights: tuple[Any, int]) -> None:
+    """``x`` and weights, each with its rank without replicas; ``like`` names the weight whose dtype
+    is that of all. What `check_weights` says."""
+    for name, (value, _) in {"x": x, **weights}.items():
+        check_tensor(name, value)
+    for name, (value, rank) in {**weights, "x": x}.items():
+        if value.dim() not in (rank, rank + 1):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; expected {rank} "
+                f"dimension{'s' * (rank > 1)}, or {rank + 1} with replicas"
+            )
+    dtype = weights[like][0].dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{like} has dtype {dtype}; expected float32 or float64")
+    if x[0].shape[-3] == 0:
+        raise ValueError("x has T = 0 steps; expected at least one")
+
+
+def states_of(h0: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """A tuple of initial states by these names, Nones for None: TypeError or ValueError."""
+    if h0 is None:
+        return (None,) * len(names)
+    states = tuple_of_states(h0, names)
+    for name, state in zip(names, states, strict=True):
+        if state is None:
+            raise TypeError(
+                f"{name} is a NoneType; expected a tensor, or h0=None for all states zero"
+            )
+    return states
+
+
+def check_operands(
+    expected: dict[str, tuple[Any, tuple[int, ...]]], like: Tensor, of: str = "weight_hh"
+) -> tuple[int | None, dict[str, tuple[int, ...]]]:
+    """The number of replicas, if any, and the shapes of the tensors that were given.
+
+    expected: by name, what came (None: nothing) and its shape without replicas; all in dtype and
+    on the device of ``like``, which messages call ``of``.
+    """
+    replicas, shapes = None, {}
+    for name, (value, shape) in expected.items():
+        if value is None:
+            continue
+        came = tuple(check_tensor(name, value).shape)
+        if came != shape:
+            if came[1:] != shape:
+                raise ValueError(f"{name} has shape {came}; expected {shape}, or (R, ...) of it")
+            if replicas is not None and came[0] != replicas:
+                raise ValueError(f"{name} has {came[0]} replicas; expected {replicas}, as others")
+            replicas = came[0]
+        check_like(name, value, like.dtype, like.device, of)
+        shapes[name] = came
+    return replicas, shapes
+
+
+def refuse_replicas(rule: Rule, replicas: int | None) -> None:
+    """ValueError for a rule that changes one network's gradients as a whole."""
+    if replicas is not None:
+        raise ValueError(f"{rule!r} takes one network at a time; got {replicas} replicas")
 
 
 @dataclass

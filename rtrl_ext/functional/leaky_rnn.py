@@ -10,7 +10,7 @@ from .._kernels import check_device, kernels
 from ..reference import activations
 from ..rules import BPTT, Rule, get
 from ..rules.wrappers import Wrapper
-from ._arguments import LayerArguments, LeakySaved, prepare
+from ._arguments import LayerArguments, LeakySaved, prepare, refuse_replicas
 
 
 def _rule(rule: str | Rule, n: int) -> Rule:
@@ -70,7 +70,7 @@ def leaky_rnn(
     )
     chosen = _rule(rule, weight_hh.shape[-1])
     if isinstance(chosen, Wrapper):
-        _refuse_replicas(chosen, a.replicas)
+        refuse_replicas(chosen, a.replicas)
     if _state.exact_enabled():
         chosen = BPTT()
     with torch.autocast(x.device.type, enabled=False):
@@ -79,11 +79,6 @@ def leaky_rnn(
             drive=a.drive, mask=a.mask, lengths=a.lengths, form=a.form,
             nonlinearity=a.nonlinearity, unit_leak=a.unit_leak, rule=chosen,
         )  # fmt: skip
-
-
-def _refuse_replicas(rule: Rule, replicas: int | None) -> None:
-    if replicas is not None:
-        raise ValueError(f"{rule!r} takes one network at a time; got {replicas} replicas")
 
 
 @torch.no_grad()
@@ -204,7 +199,7 @@ def _gradients(
     saved: LeakySaved, gy: Tensor | None, gs_n: Tensor | None, rule: Rule
 ) -> dict[str, Tensor]:
     if isinstance(rule, Wrapper):
-        _refuse_replicas(rule, saved.replicas)
+        refuse_replicas(rule, saved.replicas)
         own = _gradients(saved, gy, gs_n, rule.rule)
         references = [_parameters(_gradients(saved, gy, gs_n, r)) for r in rule.references()]
         return own | rule.combine(_parameters(own), references, {}, saved.mask)

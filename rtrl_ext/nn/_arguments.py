@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .._checks import check_lengths, check_like, check_shape, check_tensor
+from .._checks import check_lengths, check_like, check_shape, check_tensor, tuple_of_states
 
 
 @dataclass
@@ -120,18 +120,6 @@ def prepare(
         unbatched,
         packed,
     )
-
-
-def tuple_of_states(h0: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """The initial states as a tuple; TypeError or ValueError for another number of them."""
-    if names == ("h0",):
-        return (h0,)
-    wanted = f"a tuple ({', '.join(names)}{',' if len(names) == 1 else ''})"
-    if not isinstance(h0, (tuple, list)):
-        raise TypeError(f"h0 is a {type(h0).__name__}; expected {wanted}")
-    if len(h0) != len(names):
-        raise ValueError(f"h0 has {len(h0)} tensors; expected {wanted}")
-    return tuple(h0)
 
 
 def _drives(

@@ -1,48 +1,15 @@
 """Spiking units, leaky integrate-and-fire, with adaptive threshold or without."""
 
-import math
 import warnings
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .._alif_layer import Settings, alif_layer
-from .._checks import check_choice, check_flag, has_values
+from .._alif_layer import alif_layer, check_constant, check_settings, state_names
+from .._checks import check_flag, has_values
 from ..rules import Rule
 from .base import RecurrentBase
-
-RESETS = ("subtract", "zero")
-SURROGATES = ("triangular", "fast_sigmoid", "arctan")
-
-
-def check_positive(name: str, value: Any) -> float:
-    """A finite number above 0: TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}; expected a finite number above 0")
-    return float(value)
-
-
-def check_per_unit(name: str, value: Any, n: int, low: float, expected: str) -> Tensor:
-    """Finite values above ``low``, or at least that where it is -inf, as float64 (n,) on the CPU.
-
-    ``value`` is a number or a tensor () or (n,); TypeError or ValueError.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        raise TypeError(f"{name} is a {type(value).__name__}; expected a number or a tensor ({n},)")
-    if isinstance(value, Tensor):
-        if value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"{name} has dtype {value.dtype}; expected a floating one")
-        if tuple(value.shape) not in ((), (n,)):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected a scalar or ({n},)")
-    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().expand(n).clone()
-    bad = ~((values > low) & values.isfinite())
-    some = bad.any()
-    if has_values(some) and bool(some):
-        raise ValueError(f"{name} holds {float(values[bad][0])}; expected {expected}")
-    return values
 
 
 class SpikingRNN(RecurrentBase):
@@ -74,15 +41,10 @@ class SpikingRNN(RecurrentBase):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        if isinstance(refractory, bool) or not isinstance(refractory, int):
-            raise TypeError(f"refractory is a {type(refractory).__name__}; expected an int")
-        if refractory < 0:
-            raise ValueError(f"refractory is {refractory}; expected at least 0 steps")
-        check_choice("reset", reset, RESETS)
-        check_choice("surrogate", surrogate, SURROGATES)
-        self.v_th, self.gamma = check_positive("v_th", v_th), check_positive("gamma", gamma)
-        self.dt = check_positive("dt", dt)
-        self.input_scaling = check_flag("input_scaling", input_scaling)
+        self._settings = s = check_settings(
+            dt, v_th, gamma, input_scaling, refractory, reset, surrogate
+        )
+        self.v_th, self.gamma, self.dt, self.input_scaling = s.v_th, s.gamma, s.dt, s.scaling
         self.refractory, self.reset, self.surrogate = refractory, reset, surrogate
         super().__init__(
             self.cell, input_size, hidden_size, num_layers, bias, batch_first,
@@ -90,14 +52,8 @@ class SpikingRNN(RecurrentBase):
         )  # fmt: skip
         # exact in float64, so that a change of dtype loses nothing
         self._sources = {
-            name: check_per_unit(
-                name, value, hidden_size, *(
-                    (-math.inf, "finite numbers") if name == "beta"
-                    else (0.0, "finite numbers above 0")
-                ),
-            )
-            for name, value in values.items()
-        }  # fmt: skip
+            name: check_constant(name, value, hidden_size) for name, value in values.items()
+        }
         self._learned = learned
         like = self.all_weights[0][0]
         for name, source in self._sources.items():
@@ -105,12 +61,7 @@ class SpikingRNN(RecurrentBase):
             self.register_buffer(name, None if name in learned else value, persistent=False)
             for layer in range(num_layers if name in learned else 0):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(value.clone()))
-        self._settings = Settings(
-            self.dt, self.v_th, self.gamma, input_scaling, RESETS.index(reset),
-            SURROGATES.index(surrogate), refractory,
-        )  # fmt: skip
-        names = ["v0"] if "beta" not in values else ["v0", "a0"]
-        self.state_names = (*names, *(["count0"] if refractory else []))
+        self.state_names = state_names("beta" in values, refractory)
         self._told_silent = False
 
     def reset_parameters(self) -> None:
@@ -129,8 +80,8 @@ class SpikingRNN(RecurrentBase):
                 buffer.copy_(source)
         return self
 
-    def _constants(self, layer: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        out: dict[str, Tensor | None] = {"tau_a": None, "beta": None}
+    def _constants(self, layer: int, dtype: torch.dtype) -> dict[str, Any]:
+        out: dict[str, Any] = {"tau_a": None, "beta": None}
         for name in self._sources:
             fixed = self._buffers[name]
             value = getattr(self, f"{name}_l{layer}") if fixed is None else fixed
@@ -175,7 +126,7 @@ class SpikingRNN(RecurrentBase):
             f"weights (with input_scaling by about 1/(1-exp(-dt/tau_v))), or lower v_th = "
             f"{self.v_th:g}",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=7,
         )
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import _state
 from .._autograd import in_transform
 from .._checks import check_flag, check_size, has_values
-from .._refuse import Refuse
+from .._refuse import refuse
 
 _SECOND = (
     "the gradient through random feedback is not the gradient of a function and has no derivative "
@@ -37,10 +37,10 @@ class _FeedbackProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        x, _, feedback = ctx.saved_tensors
+        x, weight, feedback = ctx.saved_tensors
         gx, gw = _gradients(g, x, feedback, ctx.needs_input_grad)
         if gx is not None:
-            (gx,) = Refuse.apply(_SECOND, gx)
+            (gx,) = refuse(_SECOND, [gx], [x, weight])
         return gx, gw, None
 
     @staticmethod

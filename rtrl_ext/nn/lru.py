@@ -6,16 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import _state
 from .._checks import check_flag, check_shape, check_size
-from .._lru import lru_core, window_of
-from ..rules import BPTT, Rule, get
+from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence
+from ..rules import Rule, get
 from ._arguments import prepare
 
-_EXACT = BPTT()
 _SMALLEST = 1e-6  # keeps log(-log|λ|) finite where the ring touches 0 or 1
 
 
@@ -126,11 +123,7 @@ class LRU(nn.Module):
 
     def recurrence(self) -> tuple[Tensor, Tensor]:
         """λ in planes (2, n), real parts before imaginary ones, and γ (n,); differentiable."""
-        decay = torch.exp(self.nu_log)
-        modulus = torch.exp(-decay)
-        lam = torch.stack([modulus * torch.cos(self.theta), modulus * torch.sin(self.theta)])
-        # 1 - |λ|² without the cancellation near |λ| = 1
-        return lam, torch.sqrt(-torch.expm1(-2 * decay))
+        return recurrence(self.nu_log, self.theta)
 
     def forward(
         self,
@@ -162,40 +155,24 @@ class LRU(nn.Module):
             batch_first=self.batch_first, weight=weight, any_dtype=cast,
         )  # fmt: skip
         first = self._initial(h0, args)
-        rule = _EXACT if _state.exact_enabled() else self.rule
-        window = window_of(rule.policy(weight, weight))
+        parameters = (getattr(self, name) for name in PARAMETERS)
         with torch.autocast(device, enabled=False) if cast else nullcontext():
-            output, s_n = self._run(args.x.to(weight.dtype), first, args.lengths, window)
-        last = torch.complex(*s_n.unbind(1)).unsqueeze(0)
-        out, (h_n,) = args.results(output, (last,))
+            output, last = lru_layer(
+                args.x.to(weight.dtype), first, *parameters, lengths=args.lengths, rule=self.rule
+            )
+        out, (h_n,) = args.results(output, (last.unsqueeze(0),))
         return out, h_n
 
-    def _run(
-        self, x: Tensor, first: Tensor, lengths: Tensor | None, window: int
-    ) -> tuple[Tensor, Tensor]:
-        if lengths is not None:  # whatever fills the rest reaches no gradient
-            on = torch.arange(x.shape[0], device=x.device)[:, None] < lengths
-            x = torch.where(on.unsqueeze(-1), x, torch.zeros_like(x))
-        lam, gamma = self.recurrence()
-        into = (gamma[:, None] * torch.stack([self.B_re, self.B_im])).flatten(0, 1)
-        u = linear(x, into).unflatten(-1, (2, self.hidden_size))
-        states, s_n = lru_core(lam, u, first, lengths=lengths, window=window)
-        out = torch.cat([self.C_re, -self.C_im], 1)
-        return linear(states.flatten(-2), out) + linear(x, self.D), s_n
-
-    def _initial(self, h0: Tensor | None, args: Any) -> Tensor:
-        """The first state in planes (B, 2, n)."""
-        weight, batch, n = self.B_re, args.x.shape[1], self.hidden_size
+    def _initial(self, h0: Tensor | None, args: Any) -> Tensor | None:
+        """The first state, complex (B, n), if there is one."""
         if h0 is None:
-            return weight.new_zeros(batch, 2, n)
+            return None
+        weight, batch, n = self.B_re, args.x.shape[1], self.hidden_size
         check_shape("h0", h0, (1, n) if args.unbatched else (1, batch, n))
-        expected = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
-        if h0.dtype != expected:
-            raise TypeError(f"h0 has dtype {h0.dtype}; expected {expected}")
+        check_complex(h0, weight)
         if h0.device != weight.device:
             raise ValueError(f"h0 is on {h0.device}; expected {weight.device}, as the weights")
-        h0 = h0.reshape(batch, n)
-        return torch.stack([h0.real, h0.imag], 1)
+        return h0.reshape(batch, n)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

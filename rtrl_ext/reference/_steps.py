@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def leading(*tensors: Tensor | None) -> int:
-    return max(t.shape[0] for t in tensors if t is not None)
+    """The common leading size, among sizes that are L or 1; L may be 0."""
+    sizes = [t.shape[0] for t in tensors if t is not None]
+    return 0 if 0 in sizes else max(sizes)
 
 
 def active(lengths: Tensor | None, t: int) -> Tensor | None:

@@ -49,11 +49,13 @@ class GatedBackwardRun {
   void run(const T* packed) {
     const bool plain = p_.gy.p && !p_.lam && (P != Transport::Local || p_.decay == 0);
     for (int64_t t = p_.s.end - 1; t >= p_.s.begin; --t) {
+      bool any = false;  // some row takes in what is carried
       for (int64_t r = 0; r < at_.rows; ++r) {
+        any = any || (t + 1 < at_.length[r] && !cut(r, t));
         at_.prefetch_row(at_.at(p_.aux, r, t, A), A * n_);
         at_.prefetch_row(at_.at(p_.gy, r, t), p_.gy.p ? n_ : 0);
       }
-      if (t + 1 < p_.s.T) move(packed);
+      if (any) move(packed);
       for (int64_t r = 0; r < at_.rows; ++r) {
         if (t >= at_.length[r]) {
           zero_row(delta(r, t), 4 * n_);
@@ -61,7 +63,7 @@ class GatedBackwardRun {
           zero_row(at_.at(p_.to_c, r, t), n_);
           continue;
         }
-        const Step at{r, t, t == at_.length[r] - 1, p_.window > 0 && (at_.length[r] - t - 1) % p_.window == 0};
+        const Step at{r, t, t == at_.length[r] - 1, cut(r, t)};
         if (plain && !at.first && !at.cut) {
           step<true>(at);
         } else {
@@ -75,7 +77,8 @@ class GatedBackwardRun {
       T *gh0 = at_.batch(p_.gh0, r), *gc0 = at_.batch(p_.gc0, r);
       columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
         constexpr bool F = decltype(full)::value;
-        const V kept = load<V>(kept_ + r * ld_ + j), moved = transported(r, j);
+        const V kept = load<V>(kept_ + r * ld_ + j);
+        const V moved = transported(product_ + r * ld_, own_ + r * wide_, carry_ + r * wide_, n_, j);
         write<F, V>(gh0 + j, kState ? moved : moved + kept, count);
         if constexpr (kState) write<F, V>(gc0 + j, kept, count);
       });
@@ -83,16 +86,17 @@ class GatedBackwardRun {
   }
 
  private:
+  bool cut(int64_t r, int64_t t) const { return p_.window > 0 && (at_.length[r] - t - 1) % p_.window == 0; }
   void move(const T* packed) {
     if constexpr (P == Transport::Full) gemm<T>(at_.rows, carry_, wide_, packed, G * n_, n_, product_, ld_, true);
   }
   T* delta(int64_t r, int64_t t) const { return p_.part ? at_.at_part(p_.delta, r, t, false) : at_.at(p_.delta, r, t, 4); }
-  // What reaches h from the next step through recurrent weights, in the columns from j.
-  RX_FN V transported(int64_t r, int64_t j) const {
-    if constexpr (P == Transport::Full) return load<V>(product_ + r * ld_ + j);
+  // What reaches h from the next step through recurrent weights, in the columns from j; pointers to a row of each.
+  static RX_FN V transported(const T* product, const T* own, const T* carry, int64_t n, int64_t j) {
+    if constexpr (P == Transport::Full) return load<V>(product + j);
     V sum{};
     if constexpr (P == Transport::Diagonal) {
-      for (int g = 0; g < G; ++g) sum += load<V>(own_ + r * wide_ + g * n_ + j) * load<V>(carry_ + r * wide_ + g * n_ + j);
+      for (int g = 0; g < G; ++g) sum += load<V>(own + g * n + j) * load<V>(carry + g * n + j);
     }
     return sum;
   }
@@ -103,7 +107,8 @@ class GatedBackwardRun {
     const T *gy = at_.at(p_.gy, r, t), *aux = at_.at(p_.aux, r, t, A);
     const T *gh_n = last ? at_.batch(p_.gh_n, r) : nullptr, *gc_n = last ? at_.batch(p_.gc_n, r) : nullptr;
     const T* before = state_before<Cell>(at_, p_.before, p_.aux, p_.y, r, t);
-    T *out = delta(r, t), *carry = carry_ + r * wide_, *kept = kept_ + r * ld_, *filtered = own_ + r * wide_;
+    T *out = delta(r, t), *carry = carry_ + r * wide_, *kept = kept_ + r * ld_, *own = own_ + r * wide_;
+    const T* product = product_ + r * ld_;
     T *kept_lam = Plain ? nullptr : at_.at(p_.lam, r, t), *kept_to_c = Plain ? nullptr : at_.at(p_.to_c, r, t);
     T* bias = bias_;
     const T decay = static_cast<T>(p_.decay);
@@ -112,12 +117,12 @@ class GatedBackwardRun {
       constexpr bool F = decltype(full)::value;
       V signal = Plain ? read<F, V>(gy + j, count) : read_or_zero<F, V>(gy, j, count) + read_or_zero<F, V>(gh_n, j, count);
       if (filter) {
-        if (!at.first) signal += decay * load<V>(filtered + j);
-        store<V>(filtered + j, signal);
+        if (!at.first) signal += decay * load<V>(own + j);
+        store<V>(own + j, signal);
       }
       V lam{}, from_next{}, a[A], d[4], c[G];
       if (!empty) {
-        lam = transported(r, j);
+        lam = transported(product, own, carry, n, j);
         from_next = load<V>(kept + j);
       }
       lam += signal;

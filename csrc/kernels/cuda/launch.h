@@ -1,6 +1,7 @@
 // How operations start the CUDA recurrences. No torch and no CUDA header here: the operations are compiled by the host's
 // compiler alone.
 #pragma once
+#include "kernels/alif.h"
 #include "kernels/cuda/strategy.h"
 #include "kernels/gated.h"
 #include "kernels/leaky.h"
@@ -42,6 +43,11 @@ template <class E>
 const char* gated_forward_jvp(const GatedForwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
 template <class E>
 const char* gated_backward_jvp(const GatedBackwardJvp<ComputeOf<E>, E>& p, const Launch<E>& launch);
+// float and double alone
+template <class T>
+const char* alif_forward(const AlifForward<T>& p, const Launch<T>& launch);
+template <class T>
+const char* alif_backward(const AlifBackward<T>& p, const Launch<T>& launch);
 
 }  // namespace cuda
 }  // namespace rx

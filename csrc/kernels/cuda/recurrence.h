@@ -1,5 +1,7 @@
 // The three kernels of a recurrence (strategy.h), for any Step.
 #pragma once
+#include <type_traits>
+
 #include "kernels/cuda/product.h"
 
 namespace rx {
@@ -63,6 +65,17 @@ __global__ void __launch_bounds__(kThreadsMax, 1) persistent(typename Step::Para
   }
 }
 
+// What a Step may say, false where it doesn't. kExtrasMove: a step changes the extras that `begin` makes; kReadsCarry: it reads
+// the carry itself, not its product alone.
+template <class Step, class = void>
+struct ExtrasMove : std::false_type {};
+template <class Step>
+struct ExtrasMove<Step, std::void_t<decltype(Step::kExtrasMove)>> : std::bool_constant<Step::kExtrasMove> {};
+template <class Step, class = void>
+struct ReadsCarry : std::false_type {};
+template <class Step>
+struct ReadsCarry<Step, std::void_t<decltype(Step::kReadsCarry)>> : std::bool_constant<Step::kReadsCarry> {};
+
 // What a step keeps between launches, for the rows of all groups.
 template <class E>
 struct Between {
@@ -98,6 +111,12 @@ __global__ void __launch_bounds__(256)
       for (int k = 0; k < Step::kExtras; ++k) {
         kept.extra[k] = load_quad(s.extra + offset(Step::kExtras, k), at.count, vec);
       }
+      if constexpr (ReadsCarry<Step>::value) {
+#pragma unroll
+        for (int k = 0; k < Step::kCarries; ++k) {
+          kept.carry[k] = load_quad(s.carry + offset(Step::kCarries, k), at.count, vec);
+        }
+      }
       Quad<T> product[Step::kProducts];
 #pragma unroll
       for (int k = 0; k < Step::kProducts; ++k) {
@@ -115,6 +134,12 @@ __global__ void __launch_bounds__(256)
       }
     }
     store_quad(s.state + offset(1, 0), kept.state, at.count, vec);
+    if constexpr (What == Part::Run && ExtrasMove<Step>::value) {
+#pragma unroll
+      for (int k = 0; k < Step::kExtras; ++k) {
+        store_quad(s.extra + offset(Step::kExtras, k), kept.extra[k], at.count, vec);
+      }
+    }
 #pragma unroll
     for (int k = 0; k < Step::kCarries; ++k) {
       store_quad(s.carry + offset(Step::kCarries, k), kept.carry[k], at.count, vec);

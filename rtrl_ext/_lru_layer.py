@@ -1,0 +1,109 @@
+"""One differentiable layer of linear recurrent units: maps in and out, the scan between them."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from . import _state
+from ._autograd import in_transform
+from ._lru import scan, window_of
+from .rules import Rule
+
+PARAMETERS = ("nu_log", "theta", "B_re", "B_im", "C_re", "C_im", "D")
+_PIECE = 8 << 20  # bytes of a piece's states
+
+
+def recurrence(nu_log: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """λ in planes ((R,) 2, n), real parts before imaginary ones, and γ ((R,) n); differentiable."""
+    decay = torch.exp(nu_log)
+    modulus = torch.exp(-decay)
+    lam = torch.stack([modulus * torch.cos(theta), modulus * torch.sin(theta)], -2)
+    # 1 - |λ|² without the cancellation near |λ| = 1
+    return lam, torch.sqrt(-torch.expm1(-2 * decay))
+
+
+def check_complex(h0: Tensor, like: Tensor) -> None:
+    """TypeError if ``h0`` isn't of the complex dtype that goes with ``like``."""
+    expected = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    if h0.dtype != expected:
+        raise TypeError(f"h0 has dtype {h0.dtype}; expected {expected}")
+
+
+def lru_layer(
+    x: Tensor,
+    s0: Tensor | None,
+    nu_log: Tensor,
+    theta: Tensor,
+    B_re: Tensor,
+    B_im: Tensor,
+    C_re: Tensor,
+    C_im: Tensor,
+    D: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    rule: Rule,
+) -> tuple[Tensor, Tensor]:
+    """Outputs ((R,) T, B, o) and final states, complex ((R,) B, n); arguments already checked.
+
+    x ((R,) T, B, m); s0, complex ((R,) B, n), None for zeros; nu_log and theta ((R,) n), B_re and
+    B_im ((R,) n, m), C_re and C_im ((R,) o, n), D ((R,) o, m). The outputs have R in front if any
+    tensor has it, the states if one does on which they depend.
+    """
+    window = 0 if _state.exact_enabled() else window_of(rule.policy(B_re, B_re))
+    if lengths is not None:  # whatever fills the rest reaches no gradient
+        on = torch.arange(x.shape[-3], device=x.device)[:, None] < lengths
+        x = torch.where(on.unsqueeze(-1), x, torch.zeros_like(x))
+    lam, gamma = recurrence(nu_log, theta)
+    n = lam.shape[-1]
+    into = torch.stack(torch.broadcast_tensors(B_re, B_im), -3)
+    into = (gamma[..., None, :, None] * into).flatten(-3, -2)
+    out = torch.cat(torch.broadcast_tensors(C_re, -C_im), -1)
+    if s0 is None:
+        s = x.new_zeros(x.shape[-2], 2, n)
+    else:
+        s = torch.stack([s0.real, s0.imag], -2)
+    whole = lengths is not None or torch.compiler.is_compiling() or in_transform()
+    ranked = ((lam, 2), (into, 2), (x, 3), (s, 3))
+    lead = max(t.shape[0] if t.dim() > rank else 1 for t, rank in ranked)
+    row = lead * x.shape[-2] * 2 * n * x.element_size()
+    pieces = [x.shape[-3]] if whole else pieces_of(x.shape[-3], row, window)
+    outputs = []
+    for i, part in enumerate(x.split(pieces, -3)):
+        if i > 0 and window:
+            s = s.detach()
+        u = _map(part, into).unflatten(-1, (2, n))
+        states, s = _scan(lam, u, s, lengths, window)
+        outputs.append(_map(states.flatten(-2), out) + _map(part, D))
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -3)
+    return y, torch.complex(*s.unbind(-2))
+
+
+def _map(x: Tensor, weight: Tensor) -> Tensor:
+    """((R,) T, B, a) through ((R,) b, a), ((R,) T, B, b)."""
+    if weight.dim() == 2:
+        return linear(x, weight)
+    y = torch.matmul(x.flatten(-3, -2), weight.transpose(-1, -2))
+    return y.unflatten(-2, x.shape[-3:-1])
+
+
+def _scan(
+    lam: Tensor, u: Tensor, s: Tensor, lengths: Tensor | None, window: int
+) -> tuple[Tensor, Tensor]:
+    """The scan of tensors with replicas and without: ((R,) 2, n), ((R,) T, B, 2, n) and ((R,) B, 2,
+    n)."""
+    single = lam.dim() == 2 and u.dim() == 4 and s.dim() == 3
+    lam, u, s = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in ((lam, 3), (u, 5), (s, 4)))
+    states, last = scan(lam, u, s, lengths, window)
+    return (states.squeeze(0), last.squeeze(0)) if single else (states, last)
+
+
+def pieces_of(steps: int, row: int, window: int) -> list[int]:
+    """Steps of the pieces of time that a plain call is made of, so that what one operation writes
+    is in the cache when the next reads it. They end where a window ends. ``row``: bytes of the
+    states of a step."""
+    size = max(1, _PIECE // max(1, row))
+    size = max(window, size // window * window) if window else size
+    if steps < 2 * size:
+        return [steps]
+    rest = steps % size
+    return [rest] * (rest > 0) + [size] * (steps // size)
