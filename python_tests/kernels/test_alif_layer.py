@@ -157,9 +157,10 @@ def test_gradients_by_autograd(variant, detached):
 def test_single_precision(case, variant):
     p = Layer(case, variant, True)
     values = p.forward()  # spikes hinge on rounding: the backward pass alone has a tolerance
-    saved = p.saved(values, p.w)
-    low = [t.float() if torch.is_tensor(t) and t.is_floating_point() else t for t in saved]
     for policy, mu, window, decay in POLICIES:
+        # without the factor c a strong transport matrix leaves the range of float32
+        saved = p.saved(values, p.w / 20 if policy in (HOP, STATE) else p.w)
+        low = [t.float() if torch.is_tensor(t) and t.is_floating_point() else t for t in saved]
         rule = (policy, mu, window, decay, ALL)
         want = ops.alif_layer_backward(p.gz, p.gv, p.ga, *saved, *rule)
         ga = None if p.ga is None else p.ga.float()
