@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _state
+from . import _alif_fused, _state
 from ._autograd import in_transform
 from ._cells import CELLS
 from ._cells.alif import Options
@@ -153,41 +153,62 @@ def alif_layer(
     x, weight_ih, weight_hh = widened(x), widened(weight_ih), widened(weight_hh)
     bias_ih, bias_hh, drive = widened(bias_ih), widened(bias_hh), widened(drive)
     tau_v, tau_a, beta = widened(tau_v), widened(tau_a), widened(beta)
-    bias, _ = CELLS["alif"].biases(bias_ih, bias_hh, weight_hh.shape[-1], weight_hh)
-    pre = preactivation(x, weight_ih, bias, None, drive)
     w = masked(weight_hh, mask)
     learned = in_transform() or any(t is not None and t.requires_grad for t in (tau_v, tau_a, beta))
     alpha = decay(tau_v, settings.dt)
     rho = None if tau_a is None else decay(tau_a, settings.dt)
-    zero = pre.new_zeros(x.shape[-2], w.shape[-1])
     given_states = iter(widened(s) for s in states)
     v = next(given_states)
     a = next(given_states) if beta is not None else None
     count = next(given_states) if settings.refractory else None
-    at_rest = v is None
-    v = zero if v is None else v
-    a = zero if a is None and beta is not None else a
-    count = zero if count is None and settings.refractory else count
-    z, count = (zero, count) if at_rest else first_spikes(v, a, count, beta, settings)
+    z: Tensor | None = None
+    if v is not None:
+        if count is None and settings.refractory:
+            count = torch.zeros_like(v)
+        z, count = first_spikes(v, a, count, beta, settings)
     factor = 1 - alpha.detach() if settings.scaling else torch.ones_like(alpha)
     options = Options(
         settings.v_th, settings.gamma, settings.scaling, settings.reset, settings.surrogate,
         settings.refractory, learned,
     )  # fmt: skip
-    tensors = (pre, w, alpha, rho, beta, z, v, a, count)
-    ranks = (3, 2, 1, 1, 1, 2, 2, 2, 2)
-    pairs = list(zip(tensors, ranks, strict=True))
-    single = all(t is None or t.dim() == rank for t, rank in pairs)
-    led = [with_lead(t, rank + 1) for t, rank in pairs]
-    assert led[0] is not None and led[1] is not None
-    z_n, finals = recurrence(
-        CELLS["alif"], led[0], led[1], led[2:5], led[5:], lengths=lengths, options=tuple(options),
-        **rule.policy(w.detach(), factor),
-    )  # fmt: skip
-    _, v_n, a_n, count_n = finals
+    spec = rule.policy(w.detach(), factor)
+    constants = (w, alpha, rho, beta)
+    theta = (x, weight_ih, bias_ih, bias_hh, drive, *constants, z, v, a, count)
+    native = spec.get("adjoint") is None or _state.exact_enabled()
+    if native and _alif_fused.available(theta):
+        z_n, v_n, a_n, count_n = _alif_fused.layer(theta, lengths, options, spec)
+    else:
+        bias, _ = CELLS["alif"].biases(bias_ih, bias_hh, weight_hh.shape[-1], weight_hh)
+        pre = preactivation(x, weight_ih, bias, None, drive)
+        zero = pre.new_zeros(x.shape[-2], w.shape[-1])
+        z, v = (zero if s is None else s for s in (z, v))
+        a = zero if a is None and beta is not None else a
+        count = zero if count is None and settings.refractory else count
+        tensors = (pre, *constants, z, v, a, count)
+        z_n, v_n, a_n, count_n = _recurrence(tensors, lengths, options, spec)
     kept = [v_n, *([] if beta is None else [a_n])]
     if settings.refractory:
         kept.append(count_n.detach())
-    if single:
-        z_n, kept = z_n.squeeze(0), [s.squeeze(0) for s in kept]
     return z_n.to(dtype), tuple(s.to(dtype) for s in kept)
+
+
+def _recurrence(
+    tensors: tuple[Tensor | None, ...], lengths: Tensor | None, options: Options,
+    spec: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(z, v_n, a_n, count_n) by the recurrence alone.
+
+    tensors: pre, w, alpha, rho, beta, z, v, a and counter.
+
+    Without leading dimension where no tensor has one.
+    """
+    pairs = list(zip(tensors, (3, 2, 1, 1, 1, 2, 2, 2, 2), strict=True))
+    pre, w, *rest = (with_lead(t, rank + 1) for t, rank in pairs)
+    assert pre is not None and w is not None
+    z, finals = recurrence(
+        CELLS["alif"], pre, w, rest[:3], rest[3:], lengths=lengths, options=tuple(options), **spec
+    )
+    single = all(t is None or t.dim() == rank for t, rank in pairs)
+    # what is absent is (0,)
+    z, v, a, count = (s.squeeze(0) if single and s.dim() > 1 else s for s in (z, *finals[1:]))
+    return z, v, a, count

@@ -32,6 +32,7 @@ NO_CUDA = (
 
 #: Which gradients a layer operation is to make.
 NEED_X, NEED_INPUT_WEIGHT, NEED_WEIGHT, NEED_BIAS, NEED_DELTA, NEED_INITIAL = (1, 2, 4, 8, 16, 32)
+NEED_UNITS = 64
 
 NAMESPACES = ("rtrl_ext",) * HAVE_COMPILED + (_reference.NAMESPACE,)
 

@@ -120,6 +120,30 @@ struct AlifAdjoint {
   S carry;   // what the transport matrix is applied to
 };
 
+template <class S>
+struct AlifUnitGradient {  // what a step adds to the gradients of a unit's constants
+  S alpha, rho, beta;
+};
+
+// by: the step's adjoints; v, a: after the step; before: z, v and a before it.
+template <bool Adapts, class S>
+RX_FN AlifUnitGradient<S> alif_unit_gradient(const AlifAdjoint<S>& by, S v, S a, const AlifBefore<S>& before, bool scaling,
+                                             const AlifUnit<S>& unit, const AlifShared<S>& all) {
+  AlifUnitGradient<S> out{};
+  S kept = all.zero ? before.v * one_minus(before.z) : before.v;
+  if (scaling) {  // what v has beside the rest of its step is c u, and c = 1 - alpha
+    S drive = v - unit.alpha * kept;
+    if (!all.zero) drive = drive + all.v_th * before.z;
+    kept = kept - drive / unit.scale;
+  }
+  out.alpha = by.v * kept;
+  if constexpr (Adapts) {
+    out.rho = by.a * before.a;
+    out.beta = -(by.excess * a);
+  }
+  return out;
+}
+
 // z, v: after the step.
 template <Transport P, bool Adapts, class S>
 RX_FN AlifAdjoint<S> alif_adjoint(S psi, S z, S v, const AlifIncoming<S>& in, S mu, const AlifUnit<S>& unit,

@@ -21,6 +21,7 @@ template <class T>
 struct GatedLayerCell {
   using Forward = GatedForward<T>;
   using Backward = GatedBackward<T>;
+  static constexpr bool spikes = false;
   int64_t n, rows, delta, pre_row, kept;
   Run runs[2];
   int64_t run_count;

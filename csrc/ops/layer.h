@@ -6,7 +6,15 @@
 namespace rx {
 
 // Which gradients to make; the others come back empty.
-enum Need : int64_t { kNeedX = 1, kNeedInputWeight = 2, kNeedWeight = 4, kNeedBias = 8, kNeedDelta = 16, kNeedInitial = 32 };
+enum Need : int64_t {
+  kNeedX = 1,
+  kNeedInputWeight = 2,
+  kNeedWeight = 4,
+  kNeedBias = 8,
+  kNeedDelta = 16,
+  kNeedInitial = 32,
+  kNeedUnits = 64
+};
 
 inline Tensor zeros_like_size(const Tensor& like, std::initializer_list<int64_t> sizes) {
   Tensor x = make(like, sizes);

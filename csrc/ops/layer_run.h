@@ -10,6 +10,8 @@
 //   pre_row                numbers from one row of pre-activations to the next
 //   kept                   numbers that the forward pass keeps per row and step, y included
 //   scratch(rows), forward(...), backward(...)
+//   spikes                 y is of zeros and ones, most of them zeros. Such a cell has `outer`, one gate, and `units`: so many
+//                          gradients of constants of its units, which its kernel adds up as it does the bias's
 #pragma once
 #include "ops/leaky_run.h"
 
@@ -90,10 +92,11 @@ struct LayerGradients {
   const T* x;                    // (T, B, m)
   const T* y0;                   // (B, n) or null: zeros
   int64_t m;
-  const T* w_ih;     // (rows, m)
-  T *dx, *dw_ih;     // (T, B, m), (rows, m)
-  T* dw;             // (rows, n)
-  T *db_ih, *db_hh;  // (rows)
+  const T* w_ih;        // (rows, m)
+  T *dx, *dw_ih;        // (T, B, m), (rows, m)
+  T* dw;                // (rows, n)
+  T *db_ih, *db_hh;     // (rows)
+  T* dunits = nullptr;  // (units) of a cell with spikes
 };
 
 template <class T, class Cell>
@@ -111,7 +114,10 @@ class LayerBackward : LayerGradients<T, Cell> {
     ldx_ = kernels_.outer_stride(m);
     at_input_ = dw ? rows * ld_ : 0;
     at_bias_ = at_input_ + (dw_ih ? rows * ldx_ : 0);
-    sums_size_ = lines(at_bias_ + (biases() ? cell.delta : 0));
+    at_units_ = at_bias_ + (biases() ? cell.delta : 0);
+    sums_size_ = at_units_;
+    if constexpr (Cell::spikes) sums_size_ += dunits ? cell.units : 0;
+    sums_size_ = lines(sums_size_);
     delta_row_ = core.delta ? cell.delta : cell.part_row();
     at_delta_ = lines(cell.scratch(shares_.largest()));
     tile_size_ = at_delta_ + lines(core.delta ? 0 : steps_ * shares_.largest() * delta_row_);
@@ -166,6 +172,7 @@ class LayerBackward : LayerGradients<T, Cell> {
     p.part = !core.delta;
     if (p.part) p.delta = space + at_delta_;
     p.bias = biases() ? sums + at_bias_ : nullptr;
+    if constexpr (Cell::spikes) p.units = dunits ? sums + at_units_ : nullptr;
     p.s.begin = begin;
     p.s.end = end;
     p.s.resume = end < T_;
@@ -191,13 +198,33 @@ class LayerBackward : LayerGradients<T, Cell> {
       if (from >= to) continue;
       const T* a = delta.p + run.first - run.row;
       if (begin == 0 && y0) {  // step 0 sees y0
-        kernels_.outer({1, rows, a, delta_row_, delta.step, y0 + range.begin * n, n, B * n, from, to, n, sums, ld_}, tail);
+        add_weight({1, rows, a, delta_row_, delta.step, y0 + range.begin * n, n, B * n, from, to, n, sums, ld_}, tail, true);
       }
       const int64_t start = std::max<int64_t>(1, begin);
       if (start == end) continue;
-      kernels_.outer({end - start, rows, a + (start - begin) * delta.step, delta_row_, delta.step,
-                      core.y.p + ((start - 1) * B + range.begin) * n, n, B * n, from, to, n, sums, ld_},
-                     tail);
+      add_weight({end - start, rows, a + (start - begin) * delta.step, delta_row_, delta.step,
+                  outputs() + ((start - 1) * B + range.begin) * n, n, B * n, from, to, n, sums, ld_},
+                 tail, false);
+    }
+  }
+
+  const T* outputs() const {
+    if constexpr (Cell::spikes) {
+      return core.z.p;
+    } else {
+      return core.y.p;
+    }
+  }
+  // With spikes the transpose is summed, a unit's column in one piece, and [begin, end) are its rows. What is `given` from
+  // outside may be other numbers.
+  void add_weight(Outer<T> p, T* tail, bool given) const {
+    if constexpr (Cell::spikes) {
+      std::swap(p.a, p.b);
+      std::swap(p.lda, p.ldb);
+      std::swap(p.a_step, p.b_step);
+      given ? kernels_.outer(p, tail) : cell.outer(p, tail);
+    } else {
+      kernels_.outer(p, tail);
     }
   }
 
@@ -234,10 +261,17 @@ class LayerBackward : LayerGradients<T, Cell> {
     };
     torch::stable::parallel_for(0, cell.rows, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        if (dw) add(dw + i * n, n, i * ld_, count);
+        if constexpr (Cell::spikes) {
+          for (int64_t j = 0; dw && j < n; ++j) add(dw + i * n + j, 1, j * ld_ + i, count);
+        } else if (dw) {
+          add(dw + i * n, n, i * ld_, count);
+        }
         if (dw_ih) add(dw_ih + i * m, m, at_input_ + i * ldx_, count);
       }
     });
+    if constexpr (Cell::spikes) {
+      if (dunits) add(dunits, cell.units, at_units_, shares_.count);
+    }
     if (db_ih) add(db_ih, cell.rows, at_bias_, shares_.count);
     for (int64_t i = 0; db_hh && i < cell.run_count; ++i) {
       add(db_hh + cell.runs[i].row, cell.runs[i].count, at_bias_ + cell.runs[i].first, shares_.count);
@@ -246,10 +280,10 @@ class LayerBackward : LayerGradients<T, Cell> {
 
   using Base = LayerGradients<T, Cell>;
   using Base::cell, Base::core, Base::x, Base::y0, Base::m, Base::w_ih;
-  using Base::dx, Base::dw_ih, Base::dw, Base::db_ih, Base::db_hh;
+  using Base::dx, Base::dw_ih, Base::dw, Base::db_ih, Base::db_hh, Base::dunits;
   const LeakyKernels<T>& kernels_ = leaky_kernels<T>();
   Shares shares_;
-  int64_t steps_ = 0, ld_ = 0, ldx_ = 0, at_input_ = 0, at_bias_ = 0, sums_size_ = 0;
+  int64_t steps_ = 0, ld_ = 0, ldx_ = 0, at_input_ = 0, at_bias_ = 0, at_units_ = 0, sums_size_ = 0;
   int64_t delta_row_ = 0, at_delta_ = 0, tile_size_ = 0;
 };
 

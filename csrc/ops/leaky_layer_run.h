@@ -9,6 +9,7 @@ struct LeakyCell {
   using Forward = LeakyForward<T>;
   using Backward = LeakyBackward<T>;
   static constexpr int64_t run_count = 1;
+  static constexpr bool spikes = false;
   int64_t rows, delta, pre_row, kept;
   Run runs[1];
 

@@ -9,7 +9,7 @@ template <class T, Transport P, bool Adapts>
 class AlifBackwardRun {
   using V = Vec<T>;
   const AlifBackward<T>& p_;
-  const Rows<T> at_;
+  Rows<T> at_;
   const AlifShared<V> all_;
   const V mu_;
   const int64_t n_, ld_;
@@ -28,6 +28,8 @@ class AlifBackwardRun {
         carry_(da_ + at_.rows * ld_),
         product_(carry_ + at_.rows * ld_),
         extra_(product_ + at_.rows * ld_) {
+    if (p.part) at_.own_part(p.delta_row);
+    if (p.s.resume) return;
     for (int64_t i = 0; i < 5 * at_.rows * ld_; ++i) scratch[i] = 0;
     if constexpr (P == Transport::Diagonal) {
       for (int64_t r = 0; r < at_.rows; ++r) {
@@ -38,18 +40,19 @@ class AlifBackwardRun {
   }
 
   void run(const T* packed) {
-    for (int64_t t = p_.s.T - 1; t >= 0; --t) {
+    for (int64_t t = p_.s.end - 1; t >= p_.s.begin; --t) {
       bool any = false;  // some row takes in what is carried
       for (int64_t r = 0; r < at_.rows; ++r) {
         any = any || !empty(r, t);
         if (const T* gz = at_.at(p_.gz, r, t)) at_.prefetch_row(gz, n_);
         at_.prefetch_row(at_.at(p_.psi, r, t), n_);
-        at_.template prefetch_row<1>(at_.at(p_.delta, r, t), n_);
+        if (!p_.part) at_.template prefetch_row<1>(delta(r, t), n_);
       }
       if (any) multiply(packed);
       for (int64_t r = 0; r < at_.rows; ++r) {
         if (t >= at_.length[r]) {
-          for (T* x : {p_.delta, p_.dv, p_.da, p_.dx}) zero_row(at_.at(x, r, t), n_);
+          zero_row(delta(r, t), n_);
+          for (T* x : {p_.dv, p_.da, p_.dx}) zero_row(at_.at(x, r, t), n_);
         } else if (plain_ && !empty(r, t)) {
           step<true>(r, t);
         } else {
@@ -57,6 +60,7 @@ class AlifBackwardRun {
         }
       }
     }
+    if (p_.s.begin > 0 || !p_.gz0) return;
     multiply(packed);
     for (int64_t r = 0; r < at_.rows; ++r) start(r);
   }
@@ -65,6 +69,7 @@ class AlifBackwardRun {
   // Most steps are carried into, with gz, without what is asked for seldom: they get code without those branches.
   const bool plain_ = p_.gz.p && !p_.dx && p_.decay == 0 && p_.s.reset == Reset::Subtract;
 
+  T* delta(int64_t r, int64_t t) const { return at_.at_part(p_.delta, r, t, !p_.part); }
   bool empty(int64_t r, int64_t t) const {
     return t + 1 >= at_.length[r] || (p_.window > 0 && (at_.length[r] - t - 1) % p_.window == 0);
   }
@@ -83,12 +88,14 @@ class AlifBackwardRun {
     const T *gz = at_.at(p_.gz, r, t), *psi = at_.at(p_.psi, r, t);
     const T *z = zero ? at_.at(p_.z, r, t) : nullptr, *v = zero ? at_.at(p_.v, r, t) : nullptr;
     const T *gv_n = last ? at_.batch(p_.gv_n, r) : nullptr, *ga_n = last ? at_.batch(p_.ga_n, r) : nullptr;
-    T *delta = at_.at(p_.delta, r, t), *dv = Plain ? nullptr : at_.at(p_.dv, r, t);
+    T *out_delta = delta(r, t), *bias = p_.bias, *dv = Plain ? nullptr : at_.at(p_.dv, r, t);
     T *da = Plain ? nullptr : at_.at(p_.da, r, t), *dx = Plain ? nullptr : at_.at(p_.dx, r, t);
     const AlifRow<T, Adapts> row(p_, at_, r);
     AlifShared<V> all = all_;
     if (Plain) all.zero = false;
     const T decay = static_cast<T>(p_.decay);
+    const bool learned = p_.units;
+    const Saved saved = saved_at(r, t);
     const int64_t first = r * ld_;
     columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
       constexpr bool F = decltype(full)::value;
@@ -111,14 +118,41 @@ class AlifBackwardRun {
       const V spikes = zero ? read<F, V>(z + j, count) : V{}, voltage = zero ? read<F, V>(v + j, count) : V{};
       const AlifAdjoint<V> out =
           alif_adjoint<P, Adapts>(read<F, V>(psi + j, count), spikes, voltage, in, mu_, row.template units<F>(j, count), all);
-      write<F, V>(delta + j, out.delta, count);
+      write<F, V>(out_delta + j, out.delta, count);
+      if (bias) write<F, V>(bias + j, read<F, V>(bias + j, count) + out.delta, count);
       store<V>(dv_ + i, out.v);
       if constexpr (Adapts) store<V>(da_ + i, out.a);
       if constexpr (P != Transport::Local) store<V>(carry_ + i, out.carry);
       if (dv) write<F, V>(dv + j, out.v, count);
       if (da) write<F, V>(da + j, out.a, count);
       if (dx) write<F, V>(dx + j, out.excess, count);
+      if (learned) add_units<F>(saved, j, count, out, row.template units<F>(j, count), all);
     });
+  }
+
+  // What the gradients of the units' constants read of a row's step. Null where there is nothing, or zeros.
+  struct Saved {
+    const T *z, *v, *a;  // before the step
+    const T *next_v, *next_a;
+  };
+  Saved saved_at(int64_t r, int64_t t) const {
+    if (!p_.units) return {};
+    const bool start = t == 0;
+    return {start ? at_.batch(p_.z0, r) : at_.at(p_.z, r, t - 1), start ? at_.batch(p_.v0, r) : at_.at(p_.v, r, t - 1),
+            start ? at_.batch(p_.a0, r) : at_.at(p_.a, r, t - 1), at_.at(p_.v, r, t), at_.at(p_.a, r, t)};
+  }
+  template <bool F>
+  RX_FN void add_units(const Saved& saved, int64_t j, int count, const AlifAdjoint<V>& by, const AlifUnit<V>& unit,
+                       const AlifShared<V>& all) const {
+    const auto from = [&](const T* x) __attribute__((always_inline)) { return x ? read<F, V>(x + j, count) : V{}; };
+    const AlifBefore<V> before{from(saved.z), from(saved.v), from(saved.a)};
+    const auto sums = alif_unit_gradient<Adapts>(by, from(saved.next_v), from(saved.next_a), before, p_.s.scaling, unit, all);
+    T* to = p_.units + j;
+    write<F, V>(to, read<F, V>(to, count) + sums.alpha, count);
+    if constexpr (Adapts) {
+      write<F, V>(to + n_, read<F, V>(to + n_, count) + sums.rho, count);
+      write<F, V>(to + 2 * n_, read<F, V>(to + 2 * n_, count) + sums.beta, count);
+    }
   }
 
   // The adjoints of the initial state.
@@ -129,9 +163,9 @@ class AlifBackwardRun {
     columns<T>(n_, [&](int64_t j, int count, auto full) __attribute__((always_inline)) {
       constexpr bool F = decltype(full)::value;
       const int64_t i = r * ld_ + j;
-      const AlifBefore<V> out =
-          alif_before<P, Adapts>(transported(i), load<V>(dv_ + i), Adapts ? load<V>(da_ + i) : V{}, read<F, V>(z0 + j, count),
-                                 read<F, V>(v0 + j, count), row.template units<F>(j, count), all_);
+      const AlifBefore<V> out = alif_before<P, Adapts>(
+          transported(i), load<V>(dv_ + i), Adapts ? load<V>(da_ + i) : V{}, z0 ? read<F, V>(z0 + j, count) : V{},
+          v0 ? read<F, V>(v0 + j, count) : V{}, row.template units<F>(j, count), all_);
       write<F, V>(gz0 + j, out.z, count);
       write<F, V>(gv0 + j, out.v, count);
       if constexpr (Adapts) write<F, V>(ga0 + j, out.a, count);

@@ -29,17 +29,20 @@ class AlifForwardRun {
         product_(count_ + at_.rows * ld_),
         spikes_(at_.rows, n_) {
     for (int64_t r = 0; r < at_.rows; ++r) {
-      copy_in(z_, p.z0, r);
-      copy_in(v_, p.v0, r);
-      copy_in(a_, p.a0, r);
-      copy_in(count_, p.count0, r);
+      if (!p.s.resume) {
+        copy_in(z_, p.z0, r);
+        copy_in(v_, p.v0, r);
+        copy_in(a_, p.a0, r);
+        copy_in(count_, p.count0, r);
+      }
       spikes_.clear(r);
+      if (at_.length[r] <= p.s.begin) continue;
       columns<T>(n_, [&](int64_t j, int, auto) { spikes_.add(r, j, load<V>(z_ + r * ld_ + j)); });
     }
   }
 
   void run(const T* packed) {
-    for (int64_t t = 0; t < p_.s.T; ++t) {
+    for (int64_t t = p_.s.begin; t < p_.s.end; ++t) {
       for (int64_t r = 0; r < at_.rows; ++r) {
         at_.prefetch_row(at_.at(p_.pre, r, t), n_);
         at_.template prefetch_row<1>(at_.at(p_.z, r, t), n_);
@@ -70,7 +73,7 @@ class AlifForwardRun {
     for (int64_t j = 0; count && j < n_; ++j) count[j] = count_[r * ld_ + j];
   }
   void step(int64_t r, int64_t t) {
-    const T* pre = at_.at(p_.pre, r, t);
+    const T *pre = at_.at(p_.pre, r, t), *drive = at_.at(p_.drive, r, t), *bias = p_.bias;
     const AlifRow<T, Adapts> row(p_, at_, r);
     T *z = at_.at(p_.z, r, t), *psi = at_.at(p_.psi, r, t), *v = at_.at(p_.v, r, t), *a = at_.at(p_.a, r, t);
     const int64_t first = r * ld_;
@@ -80,7 +83,10 @@ class AlifForwardRun {
       AlifState<V> state{load<V>(z_ + first + j), load<V>(v_ + first + j), V{}, V{}};
       if constexpr (Adapts) state.a = load<V>(a_ + first + j);
       if (all_.counts) state.count = load<V>(count_ + first + j);
-      const V u = read<F, V>(pre + j, count) + load<V>(product_ + first + j);
+      V u = read<F, V>(pre + j, count);
+      if (bias) u += read<F, V>(bias + j, count);
+      if (drive) u += read<F, V>(drive + j, count);
+      u += load<V>(product_ + first + j);
       const V slope = alif_value<Surrogate, Adapts>(u, state, row.template units<F>(j, count), all_);
       write<F, V>(psi + j, slope, count);
       write<F, V>(z + j, state.z, count);
