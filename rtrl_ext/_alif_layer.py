@@ -16,7 +16,7 @@ from ._checks import check_choice, check_flag, check_per_unit, check_positive
 from ._dtypes import computed
 from ._formulas import with_lead
 from ._gated_layer import under_wrapper
-from ._layer import masked, preactivation
+from ._layer import masked, preactivation, without_padding
 from ._recurrence import recurrence
 from .reference.alif import surrogate_slope
 from .rules import BPTT, Rule
@@ -25,6 +25,7 @@ from .rules.wrappers import Wrapper
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "tau_v", "tau_a", "beta")
 RESETS = ("subtract", "zero")
 SURROGATES = ("triangular", "fast_sigmoid", "arctan")
+LONGEST = 2**24 - 1  # a refractory period and the spike before it, counted in float32
 SMALLEST_TAU = 0.1  # in units of dt
 
 
@@ -54,8 +55,10 @@ def check_settings(
     ValueError for what is none."""
     if isinstance(refractory, bool) or not isinstance(refractory, int):
         raise TypeError(f"refractory is a {type(refractory).__name__}; expected an int")
-    if refractory < 0:
-        raise ValueError(f"refractory is {refractory}; expected at least 0 steps")
+    if not 0 <= refractory < LONGEST:
+        raise ValueError(
+            f"refractory is {refractory}; expected 0 to {LONGEST - 1} steps, which float32 counts"
+        )
     check_choice("reset", reset, RESETS)
     check_choice("surrogate", surrogate, SURROGATES)
     return Settings(
@@ -145,6 +148,7 @@ def alif_layer(
             run, x, states, dict(zip(NAMES, given, strict=True)), rule,
             {} if state is None else state, mask, drive,
         )  # fmt: skip
+    x = without_padding(x, lengths)
     dtype, wide = x.dtype, computed(x.dtype)
 
     def widened(t: Any) -> Any:

@@ -187,7 +187,8 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
         return lengths
     if source.is_cuda and torch.cuda.is_current_stream_capturing():
         return lengths  # nothing can be read back; the kernels bear any value
-    ends = torch.stack(torch.aminmax(source))  # read where they came from, at once
+    # read where they came from, at once
+    ends = torch.stack(torch.aminmax(source.to(torch.int64)))
     if not has_values(ends):
         return lengths
     low, high = ends.tolist()

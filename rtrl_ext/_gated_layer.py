@@ -11,7 +11,7 @@ from . import _combine, _gated_fused, _state
 from ._autograd import in_transform
 from ._cells import CELLS
 from ._dtypes import computed
-from ._layer import preactivation
+from ._layer import preactivation, without_padding
 from ._recurrence import recurrence
 from .reference.leaky_rnn import FULL
 from .rules import BPTT, Rule
@@ -57,6 +57,7 @@ def gated_layer(
                 partial(gated_layer, name, mask=mask, lengths=lengths), x, states, parameters, rule,
                 {} if state is None else state, connected(mask, cell.gates), drive,
             )  # fmt: skip
+    x = without_padding(x, lengths)
     dtype = x.dtype
     wide = computed(dtype)
     if wide != dtype:

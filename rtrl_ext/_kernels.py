@@ -71,7 +71,8 @@ def operation(name: str) -> Callable[..., Any]:
     op = _found.get((_active_namespace, name))
     if op is None:
         op = getattr(getattr(torch.ops, _active_namespace), name).default
-        _found[_active_namespace, name] = op
+        if not torch.compiler.is_compiling():  # a tracer forbids what outlives the graph
+            _found[_active_namespace, name] = op
     return op
 
 

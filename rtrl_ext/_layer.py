@@ -44,6 +44,15 @@ def preactivation(
     return pre if drive is None else pre + drive
 
 
+def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """``x`` ((R,) T, B, m) with zeros after each row's length: whatever was there, such as NaN,
+    would reach the gradient of the input weights, times a gradient of zero."""
+    if lengths is None:
+        return x
+    on = torch.arange(x.shape[-3], device=x.device)[:, None] < lengths
+    return torch.where(on.unsqueeze(-1), x, torch.zeros_like(x))
+
+
 def initial_output(h0: Tensor, form: str, nonlinearity: str) -> Tensor:
     """The output that belongs to an initial state."""
     return h0 if form == "rate" else activations.value(h0, activations.NAMES.index(nonlinearity))
@@ -89,6 +98,7 @@ def leaky_layer(
                 drive=drive, mask=mask, lengths=lengths, form=form, nonlinearity=nonlinearity,
                 unit_leak=unit_leak,
             )  # fmt: skip
+    x = without_padding(x, lengths)
     dtype = x.dtype
     fused = None
     if _fused.available(x, weight_ih, weight_hh, bias_ih, bias_hh, leak, drive, h0):

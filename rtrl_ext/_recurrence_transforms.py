@@ -147,7 +147,7 @@ def gradients(
             for g, u, need in zip(units, p.units, need_units, strict=True)
         ),
         *(
-            fit(g, s.shape[0]) if need and s is not None else None
+            fit(g, s.shape[0]) if need and s is not None and g.dim() > 1 else None
             for g, s, need in zip(adjoints.initial, p.states, need_states, strict=True)
         ),
     )

@@ -26,7 +26,9 @@ def exact_enabled() -> bool:
 def exact_gradients() -> Iterator[None]:
     """Forward calls inside are differentiated by BPTT with symmetric feedback, whatever the rule.
 
-    What counts is where the forward call was made: ``backward`` may run outside.
+    What counts is where the forward call was made: ``backward`` may run outside (but for
+    ``torch.utils.checkpoint`` with ``use_reentrant=True``, which makes the forward call again in
+    the backward pass: use its other form). It holds for all threads.
     """
     global _exact
     _exact += 1

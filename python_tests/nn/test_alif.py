@@ -343,3 +343,32 @@ def test_wrong_states_are_named():
         net(x, (v, v[:, :2], v))
     with pytest.raises(TypeError, match=r"count0 has dtype torch\.int64"):
         net(x, (v, v, v.long()))
+
+
+@pytest.mark.parametrize(
+    "name", ["v_th", "gamma", "dt", "input_scaling", "refractory", "reset", "surrogate"]
+)
+def test_settings_are_fixed(name):
+    """Assigning one changes nothing silently."""
+    net = rx.ALIF(3, 4)
+    before = getattr(net, name)
+    with pytest.raises(AttributeError):
+        setattr(net, name, 2)
+    assert getattr(net, name) == before
+
+
+def test_refractory_periods_that_float32_counts():
+    assert rx.LIF(3, 4, refractory=2**24 - 2).refractory == 2**24 - 2
+    for steps in (2**24 - 1, 2**70):
+        with pytest.raises(ValueError, match=r"refractory is \d+; expected 0 to 16777214 steps"):
+            rx.LIF(3, 4, refractory=steps)
+
+
+def test_refractory_counter_gets_no_gradient():
+    net, x = rx.LIF(3, 4, refractory=2), 3 * torch.randn(5, 2, 3)
+    v, count = (torch.zeros(1, 2, 4, requires_grad=True) for _ in range(2))
+    net(x, (v, count))[0].sum().backward()
+    assert v.grad is not None and count.grad is None
+    first = (v.detach(), count.detach())
+    by_count = torch.func.grad(lambda h: net(x, h)[0].sum())(first)[1]
+    assert (by_count == 0).all()

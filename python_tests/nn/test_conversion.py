@@ -154,3 +154,21 @@ def test_bad_arguments():
         rx.convert(Model(), rule="backprop")
     plain = nn.Linear(2, 2)
     assert rx.convert(plain) is plain
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_what_would_be_lost_is_refused():
+    net = torch.nn.GRU(3, 4)
+    net.register_buffer("mine", torch.zeros(2))
+    with pytest.raises(ValueError, match="0 has mine beside its parameters"):
+        rx.convert(torch.nn.Sequential(net))
+    normed = torch.nn.utils.weight_norm(torch.nn.GRU(3, 4), "weight_hh_l0")
+    with pytest.raises(ValueError, match="0 has no parameter weight_hh_l0"):
+        rx.convert(torch.nn.Sequential(normed))
+
+
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout")
+def test_dropout_without_effect_is_no_obstacle():
+    net = torch.nn.GRU(3, 4, dropout=0.5)
+    x = torch.randn(5, 2, 3)
+    assert torch.allclose(rx.convert(net)(x)[0], net(x)[0], atol=1e-6)

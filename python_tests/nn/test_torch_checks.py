@@ -70,3 +70,19 @@ def test_messages_say_what_came(pair):
         ours.check_input(torch.ones(5, 2, 3).double(), None)
     with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 2, 4\), got \[2, 5, 4\]"):
         ours.check_hidden_size(torch.ones(2, 5, 4), (2, 2, 4))
+
+
+def test_cells_with_two_states():
+    """As torch.nn.LSTM's."""
+    ours, theirs = rx.LSTM(3, 4, 2), torch.nn.LSTM(3, 4, 2)
+    x, s = torch.randn(5, 2, 3), torch.zeros(2, 2, 4)
+    order = torch.tensor([1, 0])
+    state = (torch.randn(2, 2, 4), torch.randn(2, 2, 4))
+    for net in (ours, theirs):
+        net.check_forward_args(x, (s, s), None)
+        with pytest.raises(RuntimeError):
+            net.check_forward_args(x, (s, s[:, :1]), None)
+        assert net.get_expected_cell_size(x, None) == (2, 2, 4)
+    both = (net.permute_hidden(state, order) for net in (ours, theirs))
+    for a, b in zip(*both, strict=True):
+        assert torch.equal(a, b)

@@ -175,3 +175,10 @@ def test_averages_follow_the_current_weights():
     found = gradients(net, *args)
     expected = forward_gradients(net, *args, "unit", hop=averaged(weights(net), TYPES), taps=1)
     assert relative(found["weight_hh"], expected["weight_hh"]) < 1e-12
+
+
+def test_cell_types_are_copied():
+    types = torch.tensor([0, 1, 0])
+    rule = MDGL(types)
+    types[0] = 7
+    assert rule == MDGL(torch.tensor([0, 1, 0]))

@@ -1,5 +1,7 @@
 """The checking methods of ``torch.nn.RNNBase``, for code that calls them on a recurrent module."""
 
+from typing import Any
+
 from torch import Tensor, is_autocast_enabled, nn
 
 
@@ -44,6 +46,12 @@ class TorchChecks:
             batch = input.size(0 if self.batch_first else 1)
         return self.num_layers, batch, self.hidden_size
 
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """The size of an LSTM's c, that of its h."""
+        return self.get_expected_hidden_size(input, batch_sizes)
+
     def check_hidden_size(
         self,
         hx: Tensor,
@@ -54,11 +62,17 @@ class TorchChecks:
         if tuple(hx.shape) != tuple(expected_hidden_size):
             raise RuntimeError(msg.format(expected_hidden_size, list(hx.shape)))
 
-    def check_forward_args(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
-        """`check_input`, and `check_hidden_size` of ``hidden``."""
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        """`check_input`, and `check_hidden_size` of ``hidden``, a tensor or a tuple of them."""
         self.check_input(input, batch_sizes)
-        self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        for state in hidden if isinstance(hidden, tuple) else (hidden,):
+            self.check_hidden_size(state, expected)
 
-    def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
-        """States (layers, B, n) with their rows in another order; None leaves them."""
-        return hx if permutation is None else hx.index_select(1, permutation)
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """States (layers, B, n), or a tuple, with their rows in another order; None leaves them."""
+        if permutation is None:
+            return hx
+        if isinstance(hx, tuple):
+            return tuple(state.index_select(1, permutation) for state in hx)
+        return hx.index_select(1, permutation)

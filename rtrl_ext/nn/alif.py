@@ -6,7 +6,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._alif_layer import alif_layer, check_constant, check_settings, state_names
+from .._alif_layer import (
+    RESETS,
+    SURROGATES,
+    alif_layer,
+    check_constant,
+    check_settings,
+    state_names,
+)
 from .._checks import check_flag, has_values
 from ..rules import Rule
 from .base import RecurrentBase
@@ -41,11 +48,8 @@ class SpikingRNN(RecurrentBase):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        self._settings = s = check_settings(
-            dt, v_th, gamma, input_scaling, refractory, reset, surrogate
-        )
-        self.v_th, self.gamma, self.dt, self.input_scaling = s.v_th, s.gamma, s.dt, s.scaling
-        self.refractory, self.reset, self.surrogate = refractory, reset, surrogate
+        settings = check_settings(dt, v_th, gamma, input_scaling, refractory, reset, surrogate)
+        self._settings = settings
         super().__init__(
             self.cell, input_size, hidden_size, num_layers, bias, batch_first,
             autapses=autapses, mask=mask, rule=rule, device=device, dtype=dtype,
@@ -63,6 +67,43 @@ class SpikingRNN(RecurrentBase):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(value.clone()))
         self.state_names = state_names("beta" in values, refractory)
         self._told_silent = False
+
+    # Settings are fixed when the module is made: assigning one raises AttributeError.
+
+    @property
+    def v_th(self) -> float:
+        """The threshold at rest."""
+        return self._settings.v_th
+
+    @property
+    def gamma(self) -> float:
+        """The surrogate's height."""
+        return self._settings.gamma
+
+    @property
+    def dt(self) -> float:
+        """The length of a step, in the unit of the time constants."""
+        return self._settings.dt
+
+    @property
+    def input_scaling(self) -> bool:
+        """Whether the input is multiplied by 1-α."""
+        return self._settings.scaling
+
+    @property
+    def refractory(self) -> int:
+        """Steps of silence after a spike."""
+        return self._settings.refractory
+
+    @property
+    def reset(self) -> str:
+        """What a spike does to v: "subtract" or "zero"."""
+        return RESETS[self._settings.reset]
+
+    @property
+    def surrogate(self) -> str:
+        """The surrogate's shape."""
+        return SURROGATES[self._settings.surrogate]
 
     def reset_parameters(self) -> None:
         """Draw weights and biases anew as ``torch.nn.RNN`` does; trained constants start anew."""

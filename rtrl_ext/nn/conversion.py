@@ -32,7 +32,9 @@ def convert(model: nn.Module, rule: str | Rule = "bptt") -> nn.Module:
     Returns ``model``, changed in place, or the new module if ``model`` itself is recurrent.
     Raises TypeError if ``model`` is no module, ValueError, naming the path, for what cannot be
     replaced: subclasses, parametrized modules, dropout, bidirectional or projected ones, and a rule
-    that isn't defined for a module's cell. A refused call changes nothing.
+    that isn't defined for a module's cell, parameters under torch's older ``weight_norm``, buffers
+    or submodules that were added. A refused call changes nothing. Modules of this library keep
+    their rules.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -58,8 +60,9 @@ def _converted(module: nn.RNNBase, path: str, rule: Rule) -> RecurrentBase:
             f"{path} is a {kind}, a subclass of torch's; expected torch.nn.RNN, GRU or LSTM itself"
         )
     cls = ours[type(module)]
+    several = module.num_layers > 1  # dropout between layers has no effect in one
     options: dict[str, Any] = {
-        "dropout": (module.dropout, 0.0),
+        "dropout": (module.dropout if several else 0.0, 0.0),
         "bidirectional": (module.bidirectional, False),
         "proj_size": (module.proj_size, 0),
     }
@@ -68,6 +71,12 @@ def _converted(module: nn.RNNBase, path: str, rule: Rule) -> RecurrentBase:
             raise ValueError(
                 f"{path} has {name}={came}; expected {expected}, as {cls.__name__} has none"
             )
+    added = [*module._buffers, *module._modules]
+    if added:
+        raise ValueError(f"{path} has {', '.join(added)} beside its parameters; expected none")
+    missing = [n for names in module._all_weights for n in names if n not in module._parameters]
+    if missing:
+        raise ValueError(f"{path} has no parameter {missing[0]}; expected it not to be replaced")
     try:
         rule.check(cls.cell, module.hidden_size)
     except ValueError as error:

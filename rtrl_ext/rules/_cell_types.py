@@ -31,7 +31,7 @@ def check_cell_types(rule: str, cell_types: Any, cell_specific: Any) -> Tensor |
         raise ValueError(f"{rule}: cell_types has shape {tuple(types.shape)}; expected (n,)")
     if int(types.min()) < 0:
         raise ValueError(f"{rule}: cell_types holds {int(types.min())}; expected values from 0 up")
-    return types.to(torch.int64)
+    return types.to(torch.int64).detach().clone()  # the caller's may change
 
 
 def check_size(rule: str, cell_types: Tensor | None, hidden_size: int) -> None:
