@@ -1,8 +1,16 @@
 """Small random problems: a one-layer LeakyRNN, its input, and gradients of its results."""
 
+import re
+
 import torch
 
 import rtrl_ext as rx
+
+
+def shown(x):
+    """A parameter's name in a test's: the same in every process, so without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(x))
+
 
 FORMS = ("rate", "voltage")
 NONLINEARITIES = ("tanh", "relu", "softplus", "identity")

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,12 @@ def test_needs_libtorch_cpu_alone():
     needed = re.findall(r"NEEDED.*\[(.*?)\]", done.stdout)
     system = ("libstdc++", "libgcc_s", "libc.", "libm.", "ld-linux", "libpthread", "libdl")
     assert [name for name in needed if not name.startswith(system)] == ["libtorch_cpu.so"]
+
+
+def test_no_path_of_the_build_is_inside():
+    binary, root = Path(_C.__file__).read_bytes(), Path(__file__).parents[2]
+    assert b"csrc/ops/tensors.h" in binary  # where messages come from
+    assert str(root).encode() + b"/" not in binary
 
 
 def test_build_info():

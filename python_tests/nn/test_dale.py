@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from problems import shown
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
@@ -103,7 +104,7 @@ def every_rule(cell):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("cell", "rule"),
-    [pytest.param(c, r, id=f"{c}-{r!r}") for c in CELLS for r in every_rule(c)],
+    [pytest.param(c, r, id=f"{c}-{shown(r)}") for c in CELLS for r in every_rule(c)],
 )
 def test_the_gradient_is_the_chain_rule_of_the_rules_own(cell, rule, mode):
     """An equal network without parametrization gives the rule's gradient of W."""

@@ -4,6 +4,7 @@ accumulation (`alif_oracle`), in every parameter, the input and the initial stat
 import pytest
 import torch
 from alif_oracle import SHAPES, Problem, relative
+from problems import shown
 
 import rtrl_ext as rx
 from rtrl_ext._alif_layer import RESETS, SURROGATES
@@ -167,7 +168,7 @@ INFLUENCES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "oracle"), INFLUENCES, ids=lambda x: repr(x)[:40])
+@pytest.mark.parametrize(("rule", "oracle"), INFLUENCES, ids=lambda x: shown(x)[:40])
 @every_variant
 def test_rules_equal_forward_accumulation(variant, rule, oracle):
     compare(variant, rule, oracle)
@@ -249,7 +250,7 @@ def test_bptt_through_pieces_equals_the_whole(variant):
         assert relative(a, b) < 1e-12
 
 
-@pytest.mark.parametrize("rule", [rx.rules.Custom("c", "unit", lambda *_: (None, None))], ids=repr)
+@pytest.mark.parametrize("rule", [rx.rules.Custom("c", "unit", lambda *_: (None, None))], ids=shown)
 def test_rules_without_a_definition_are_refused(rule):
     for cell in (rx.ALIF, rx.LIF):
         with pytest.raises(ValueError, match=f"not defined for {cell.__name__}; it goes with"):

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from problems import shown
 
 import rtrl_ext as rx
 from rtrl_ext import rules
@@ -48,7 +49,7 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("rule", EVERY, ids=repr)
+@pytest.mark.parametrize("rule", EVERY, ids=shown)
 def test_rules_are_values(rule):
     for twin in (copy.deepcopy(rule), copy.copy(rule), pickle.loads(pickle.dumps(rule))):
         assert twin == rule and hash(twin) == hash(rule) and repr(twin) == repr(rule)
