@@ -318,7 +318,7 @@ def test_a_silent_network_is_told_once():
         ({"v_th": 0.0}, ValueError, "v_th is 0.0; expected a finite number above 0"),
         ({"gamma": True}, TypeError, "gamma is a bool; expected a number"),
         ({"dt": float("inf")}, ValueError, "dt is inf"),
-        ({"refractory": -1}, ValueError, "refractory is -1; expected at least 0"),
+        ({"refractory": -1}, ValueError, "refractory is -1; expected 0 to 16777214 steps"),
         ({"refractory": 1.0}, TypeError, "refractory is a float; expected an int"),
         ({"reset": "hard"}, ValueError, "reset is 'hard'; expected one of subtract, zero"),
         ({"surrogate": 1}, TypeError, "surrogate is a int; expected one of triangular"),
