@@ -332,7 +332,7 @@ def test_autocast_changes_nothing(cell):
         ({"gamma": "a"}, TypeError, "gamma is a str; expected a number"),
         ({"dt": -1}, ValueError, "dt is -1; expected a finite number above 0"),
         ({"input_scaling": 1}, TypeError, "input_scaling is a int; expected a bool"),
-        ({"refractory": -1}, ValueError, "refractory is -1; expected at least 0 steps"),
+        ({"refractory": -1}, ValueError, "refractory is -1; expected 0 to 16777214 steps"),
         ({"refractory": 1.0}, TypeError, "refractory is a float; expected an int"),
         ({"reset": "hard"}, ValueError, "reset is 'hard'; expected one of subtract, zero"),
         ({"surrogate": 3}, TypeError, "surrogate is a int; expected one of triangular, fast_sigm"),
