@@ -27,6 +27,7 @@ from ._kernels import (
     NEED_X,
 )
 from ._recurrence_transforms import gradients
+from ._refuse import refuse_alone
 
 _RANKS = (3, 2, 1, 1, 3, 2, 1, 1, 1, 2, 2, 2, 2)
 _BITS = (
@@ -188,19 +189,6 @@ def layer(
     return out
 
 
-_ALONE = (
-    "torch.ops.rtrl_ext.{} has no derivative of its own: differentiate alif_forward, or a module "
-    "or function of rtrl_ext built on it"
-)
-
-
-def _refusal(name: str) -> Any:
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(_ALONE.format(name))
-
-    return backward
-
-
 if _kernels.HAVE_COMPILED:
     for _name in ("alif_layer_forward", "alif_layer_backward"):
-        torch.library.register_autograd(f"rtrl_ext::{_name}", _refusal(_name))
+        refuse_alone(f"rtrl_ext::{_name}", "alif_forward")

@@ -122,7 +122,7 @@ def use_reference() -> AbstractContextManager[None]:
     return use(_reference.NAMESPACE)
 
 
-def _lead(*tensors: Tensor | None) -> Any:
+def lead_of(*tensors: Tensor | None) -> Any:
     """The common leading size, among sizes that are L or 1."""
     for x in tensors:
         if x is not None and x.dim() > 1 and x.shape[0] != 1:
@@ -136,7 +136,7 @@ def _computed(like: Tensor, absent: bool) -> Tensor:
 
 
 def _fake_forward(pre, y0, s0, w, leak, lengths, form, act, unit_leak):  # type: ignore[no-untyped-def]
-    lead = _lead(pre, y0, s0, w, leak)
+    lead = lead_of(pre, y0, s0, w, leak)
     y = pre.new_empty(lead, *pre.shape[1:])
     aux = _computed(y, unit_leak)
     return y, aux, pre.new_empty(lead, *pre.shape[2:])
@@ -144,7 +144,7 @@ def _fake_forward(pre, y0, s0, w, leak, lengths, form, act, unit_leak):  # type:
 
 def _fake_backward(gy, gaux, gs_n, y, aux, w, leak, lengths, form, act, unit_leak, policy, mu,  # type: ignore[no-untyped-def]
                    window, decay, want_lam):  # fmt: skip
-    lead = _lead(gy, gaux, gs_n, y, aux, None if policy == 1 else w, leak)
+    lead = lead_of(gy, gaux, gs_n, y, aux, None if policy == 1 else w, leak)
     delta = y.new_empty(lead, *y.shape[1:])
     first = y.new_empty(lead, *y.shape[2:])
     lam = _computed(delta, not want_lam)
@@ -153,7 +153,7 @@ def _fake_backward(gy, gaux, gs_n, y, aux, w, leak, lengths, form, act, unit_lea
 
 def _fake_forward_jvp(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak, lengths, form, act,  # type: ignore[no-untyped-def]
                       unit_leak, want_du):  # fmt: skip
-    lead = _lead(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak)
+    lead = lead_of(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak)
     dy = y.new_empty(lead, *y.shape[1:])
     daux = _computed(dy, unit_leak)
     du = torch.empty_like(dy) if want_du else y.new_empty(0)
@@ -162,7 +162,7 @@ def _fake_forward_jvp(dpre, dy0, ds0, dleak, y, aux, y0, s0, w, leak, lengths, f
 
 def _fake_backward_jvp(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak, lengths, form,  # type: ignore[no-untyped-def]
                        act, unit_leak, want_dlam):  # fmt: skip
-    lead = _lead(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak)
+    lead = lead_of(dgy, dgs_n, dleak, dy, daux, y, aux, lam, delta, w, leak)
     ddelta = y.new_empty(lead, *y.shape[1:])
     first = y.new_empty(lead, *y.shape[2:])
     dlam = _computed(ddelta, not want_dlam)

@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from ._kernels import _lead, vmap_of
+from ._kernels import lead_of, vmap_of
 
 LENGTHS_AT = {"lru_scan": 3, "lru_backward": 5}
 
 
 def _fake_scan(lam, u, s0, lengths, window):  # type: ignore[no-untyped-def]
-    lead = _lead(lam, u, s0)
+    lead = lead_of(lam, u, s0)
     return u.new_empty(lead, *u.shape[1:]), u.new_empty(lead, *u.shape[2:])
 
 
 def _fake_backward(gs, gs_n, lam, states, s0, lengths, window, want_lam):  # type: ignore[no-untyped-def]
-    lead = _lead(gs, gs_n, lam, states, s0)
+    lead = lead_of(gs, gs_n, lam, states, s0)
     glam = states.new_empty(lead, *lam.shape[1:]) if want_lam else states.new_empty(0)
     return states.new_empty(lead, *states.shape[1:]), states.new_empty(lead, *s0.shape[1:]), glam
 

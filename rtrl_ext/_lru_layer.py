@@ -6,6 +6,7 @@ from torch.nn.functional import linear
 
 from . import _state
 from ._autograd import in_transform
+from ._layer import without_padding
 from ._lru import scan, window_of
 from .rules import Rule
 
@@ -50,9 +51,7 @@ def lru_layer(
     tensor has it, the states if one does on which they depend.
     """
     window = 0 if _state.exact_enabled() else window_of(rule.policy(B_re, B_re))
-    if lengths is not None:  # whatever fills the rest reaches no gradient
-        on = torch.arange(x.shape[-3], device=x.device)[:, None] < lengths
-        x = torch.where(on.unsqueeze(-1), x, torch.zeros_like(x))
+    x = without_padding(x, lengths)
     lam, gamma = recurrence(nu_log, theta)
     n = lam.shape[-1]
     into = torch.stack(torch.broadcast_tensors(B_re, B_im), -3)

@@ -1,6 +1,5 @@
 """The cells' operations as good PyTorch operations: shapes for tracing, ``vmap``, derivatives."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +10,9 @@ from ._cells import CELLS, Cell, Pass
 from ._formulas import EXACT
 from ._recurrence_tangents import split
 from ._recurrence_transforms import gradients
+from ._refuse import refuse_alone
 
 OPERATIONS = ("forward", "backward", "forward_jvp", "backward_jvp")
-_ALONE = (
-    "torch.ops.{op} has no derivative of its own: differentiate {forward}, or a module or function "
-    "of rtrl_ext built on it"
-)
 
 
 def _autograd(namespace: str, cell: Cell) -> None:
@@ -49,15 +45,7 @@ def _autograd(namespace: str, cell: Cell) -> None:
     torch.library.register_autograd(forward, backward, setup_context=setup)
     for which in OPERATIONS[1 : 4 if cell.once_only is None else 2]:
         name = f"{namespace}::{cell.name}_{which}"
-        message = _ALONE.format(op=name.replace("::", "."), forward=f"{cell.name}_forward")
-        torch.library.register_autograd(name, _refusal(message))
-
-
-def _refusal(message: str) -> Callable[..., Any]:
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(message)
-
-    return backward
+        refuse_alone(name, f"{cell.name}_forward")
 
 
 def register(namespace: str) -> None:

@@ -36,3 +36,16 @@ def refuse(message: str, grads: Sequence[Tensor], of: Sequence[Tensor]) -> tuple
     """
     made: tuple[Tensor, ...] = Refuse.apply(message, *grads, *of)
     return made[: len(grads)]
+
+
+def refuse_alone(name: str, forward: str) -> None:
+    """Register for an operation ``namespace::name`` that it has no derivative of its own."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        op = name.replace("::", ".")
+        raise RuntimeError(
+            f"torch.ops.{op} has no derivative of its own: differentiate {forward}, or a module or "
+            "function of rtrl_ext built on it"
+        )
+
+    torch.library.register_autograd(name, backward)

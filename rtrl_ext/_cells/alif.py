@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .._formulas import LOCAL, Rule, Written, shifted
+from .._kernels import lead_of
 from .._refuse import refuse
 from ..reference.alif import ZERO
-from .base import Adjoints, Cell, Maybe, Pass, Tensors, lead_of
+from .base import Adjoints, Cell, Maybe, Pass, Tensors
 
 ONCE_ONLY = (
     "the spikes of ALIF and LIF have a surrogate in place of a derivative: there are no second "

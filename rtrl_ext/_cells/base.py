@@ -15,15 +15,6 @@ from torch import Tensor
 from .. import _kernels
 from .._formulas import Rule, Written, shifted, weight_gradient
 
-
-def lead_of(*tensors: Tensor | None) -> Any:
-    """The common leading size, among sizes that are L or 1."""
-    for x in tensors:
-        if x is not None and x.dim() > 1 and x.shape[0] != 1:
-            return x.shape[0]
-    return 1
-
-
 Tensors = tuple[Tensor, ...]
 Maybe = tuple[Tensor | None, ...]
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .._formulas import LOCAL, Rule
-from .base import Adjoints, Cell, Maybe, Pass, Tensors, lead_of
+from .._kernels import lead_of
+from .base import Adjoints, Cell, Maybe, Pass, Tensors
 
 
 class LSTM(Cell):

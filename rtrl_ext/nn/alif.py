@@ -22,9 +22,6 @@ from .base import RecurrentBase
 class SpikingRNN(RecurrentBase):
     """Base of `ALIF` and `LIF`."""
 
-    #: the constants of each unit, in the order of the layer's arguments
-    constants: ClassVar[tuple[str, ...]]
-
     def __init__(
         self,
         input_size: int,
@@ -139,10 +136,7 @@ class SpikingRNN(RecurrentBase):
         rule: Rule,
         seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        weights = self._weights(layer)
-        if x.dtype != weights[0].dtype:
-            weights = [w.to(x.dtype) for w in weights]
-        w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
+        w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         spikes, finals = alif_layer(
             x, (None,) * len(self.state_names) if states is None else states, w_ih, w_hh, b_ih,
             b_hh, **self._constants(layer, x.dtype), settings=self._settings, drive=drive,

@@ -116,6 +116,13 @@ class RecurrentBase(TorchChecks, nn.Module):
             for name in self._all_weights[layer]
         ]
 
+    def _weights_as(self, layer: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        """A layer's weight_ih, weight_hh, bias_ih and bias_hh, or None, in a call's dtype."""
+        weights = self._weights(layer)
+        if dtype != weights[0].dtype:
+            weights = [w.to(dtype) for w in weights]
+        return tuple(weights) if self.bias else (*weights, None, None)
+
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew, uniform in ±1/sqrt(n), as ``torch.nn.RNNBase`` does."""
         bound = 1 / math.sqrt(self.hidden_size)

@@ -41,10 +41,7 @@ class GatedRNN(RecurrentBase):
         rule: Rule,
         seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        weights = self._weights(layer)
-        if x.dtype != weights[0].dtype:
-            weights = [w.to(x.dtype) for w in weights]
-        w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
+        w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         return gated_layer(
             self.cell.lower(), x, (None,) * len(self.state_names) if states is None else states,
             w_ih, w_hh, b_ih, b_hh,

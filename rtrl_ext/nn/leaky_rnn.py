@@ -158,10 +158,7 @@ class LeakyRNN(RecurrentBase):
         if seed is not None:
             noise = self._noise(x, leak, layer, seed)
             drive = noise if drive is None else drive + noise
-        weights = self._weights(layer)
-        if x.dtype != weights[0].dtype:
-            weights = [w.to(x.dtype) for w in weights]
-        w_ih, w_hh, b_ih, b_hh = weights if self.bias else (*weights, None, None)
+        w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         h0 = None if states is None else states[0]
         y, h_n = leaky_layer(
             x, h0, w_ih, w_hh, b_ih, b_hh, leak,
