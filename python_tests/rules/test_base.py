@@ -270,6 +270,16 @@ def test_illegal_pair_names_the_legal_ones():
         MDGL(cell_specific=True).check("GRU", 3)
 
 
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "LRU"])
+@pytest.mark.parametrize("name", ["mdgl", "MDGL", "modprop"])
+def test_a_name_is_refused_for_its_cell_before_its_parameters(cell, name):
+    words = f"'{name.lower()}' is not defined for {cell}"
+    with pytest.raises(ValueError, match=words):
+        getattr(rx, cell)(3, 4, rule=name)
+    with pytest.raises(ValueError, match="mdgl needs cell_types"):
+        rx.LeakyRNN(3, 4, rule="mdgl")
+
+
 def test_module_with_a_rule_can_be_saved():
     net = rx.LeakyRNN(2, 3, rule=MDGL(TYPES), leak=0.3)
     file = io.BytesIO()

@@ -16,7 +16,7 @@ from .._alif_layer import (
 )
 from .._checks import check_flag, has_values
 from ..rules import Rule
-from .base import RecurrentBase
+from .base import RecurrentBase, renewed
 
 
 class SpikingRNN(RecurrentBase):
@@ -114,6 +114,8 @@ class SpikingRNN(RecurrentBase):
         super()._apply(fn, recurse)
         for name, source in self._sources.items():
             buffer = self._buffers[name]
+        for name, source in self._sources.items():
+            self._sources[name] = renewed(source, self._buffers[name])
             if buffer is not None and not buffer.is_meta:
                 buffer.copy_(source)
         return self

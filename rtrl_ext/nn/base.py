@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _state
 from .._checks import check_flag, check_mask, check_size, has_values
+from .._gated_layer import connected
 from .._layer import masked
 from ..rules import BPTT, Rule, get
 from ._arguments import prepare
@@ -95,9 +96,7 @@ class RecurrentBase(TorchChecks, nn.Module):
 
     @rule.setter
     def rule(self, rule: str | Rule) -> None:
-        chosen = get(rule)
-        chosen.check(self.cell, self.hidden_size)
-        self._rule = chosen
+        self._rule = for_cell(rule, self.cell, self.hidden_size)
         # what a stateful rule remembers, one slot per layer
         self._rule_states: list[dict[str, Any]] = [
             {"layer": layer} for layer in range(self.num_layers)

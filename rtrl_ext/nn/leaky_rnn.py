@@ -10,7 +10,7 @@ from .._checks import FORMS, NONLINEARITIES, check_choice, check_flag, check_lea
 from .._layer import leaky_layer
 from .._random import draw_seed, normal
 from ..rules import Rule
-from .base import RecurrentBase
+from .base import RecurrentBase, renewed
 
 SMALLEST_LEAK = 1e-4
 
@@ -109,6 +109,7 @@ class LeakyRNN(RecurrentBase):
         if self.leak is not None and not self.leak.is_meta:
             self.leak.copy_(self._leak_source)
         return self
+        self._leak_source = renewed(self._leak_source, self.leak)
 
     def _leak_of(self, layer: int) -> Tensor:
         """κ (n,) of a layer as the forward pass uses it."""

@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .._checks import check_flag, check_shape, check_size
 from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence
-from ..rules import Rule, get
+from ..rules import Rule
+from ..rules.base import for_cell
 from ._arguments import prepare
 
 _SMALLEST = 1e-6  # keeps log(-log|λ|) finite where the ring touches 0 or 1
@@ -29,7 +30,8 @@ class LRU(nn.Module):
     Every unit's state depends on no other unit's, so that exact online gradients (RTRL) are cheap
     (Zucchet et al. 2023) and ``SnAp1``, which keeps for each parameter the unit that owns it, drops
     nothing: both are BPTT here. ``TBPTT(k)`` and ``Immediate`` cut the states; C and D always get
-    their exact gradients. Derivatives of every order exist under exact rules.
+    their exact gradients, unless a wrapper changes them. Derivatives of every order exist under
+    exact rules.
 
     input_size m, hidden_size n, output_size o: o defaults to n.
     batch_first: inputs and outputs are (B, T, ...) instead of (T, B, ...).
@@ -99,9 +101,7 @@ class LRU(nn.Module):
 
     @rule.setter
     def rule(self, rule: str | Rule) -> None:
-        chosen = get(rule)
-        chosen.check(self.cell, self.hidden_size)
-        self._rule = chosen
+        self._rule = for_cell(rule, self.cell, self.hidden_size)
         self._rule_states: list[dict[str, Any]] = [{"layer": 0}]
 
     def reset_parameters(self) -> None:
@@ -158,8 +158,9 @@ class LRU(nn.Module):
         parameters = (getattr(self, name) for name in PARAMETERS)
         with torch.autocast(device, enabled=False) if cast else nullcontext():
             output, last = lru_layer(
-                args.x.to(weight.dtype), first, *parameters, lengths=args.lengths, rule=self.rule
-            )
+                args.x.to(weight.dtype), first, *parameters, lengths=args.lengths, rule=self.rule,
+                state=self._rule_states[0],
+            )  # fmt: skip
         out, (h_n,) = args.results(output, (last.unsqueeze(0),))
         return out, h_n
 

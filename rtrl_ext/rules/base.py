@@ -76,12 +76,7 @@ class Rule:
 
         Raises ValueError naming the cells that go with the rule.
         """
-        if cell not in self.cells:
-            legal = [c.name for c in _classes if c.named and cell in c.cells]
-            raise ValueError(
-                f"rule {self.name!r} is not defined for {cell}; "
-                f"it goes with {', '.join(self.cells)}; rules of {cell}: {', '.join(legal)}"
-            )
+        _check_cell(type(self), cell)
 
     def _parameters(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -150,6 +145,30 @@ def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
             raise ValueError(
                 f"parameters {sorted(parameters)} came with the rule object {name_or_rule!r}; "
                 "expected them only with a name"
+def _check_cell(cls: type[Rule], cell: str) -> None:
+    if cell not in cls.cells:
+        legal = [c.name for c in _classes if c.named and cell in c.cells]
+        raise ValueError(
+            f"rule {cls.name!r} is not defined for {cell}; "
+            f"it goes with {', '.join(cls.cells)}; rules of {cell}: {', '.join(legal)}"
+        )
+
+
+def for_cell(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
+    """`get` and `Rule.check` in one; a name is refused for its cell before its parameters are."""
+    if isinstance(name_or_rule, str):
+        cls = _class_of(name_or_rule)
+        if cls is not None:
+            _check_cell(cls, cell)
+    rule = get(name_or_rule)
+    rule.check(cell, hidden_size)
+    return rule
+
+
+def _class_of(name: str) -> type[Rule] | None:
+    return _by_name().get(name.strip().lower().replace("_", "-"))
+
+
             )
         return name_or_rule
     if not isinstance(name_or_rule, str):
@@ -157,10 +176,9 @@ def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
             f"rule is a {type(name_or_rule).__name__}; "
             "expected a name or an object of rtrl_ext.rules"
         )
-    classes = _by_name()
-    cls = classes.get(name_or_rule.strip().lower().replace("_", "-"))
+    cls = _class_of(name_or_rule)
     if cls is None:
-        raise ValueError(f"unknown rule {name_or_rule!r}; known rules: {', '.join(classes)}")
+        raise ValueError(f"unknown rule {name_or_rule!r}; known rules: {', '.join(_by_name())}")
     accepted = inspect.signature(cls).parameters
     unknown = sorted(set(parameters) - set(accepted))
     if unknown:
