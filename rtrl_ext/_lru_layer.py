@@ -102,7 +102,7 @@ def _run(
     x: Tensor, states: tuple[Tensor | None, ...], *, drive: None, **options: Any
 ) -> tuple[Tensor, tuple[Tensor]]:
     """`lru_layer` as `under_wrapper` calls a layer."""
-    y, last = lru_layer(x, *states, **options)
+    y, last = lru_layer(x, states[0], **options)
     return y, (last,)
 
 

@@ -12,9 +12,13 @@ from .._alif_layer import (
     alif_layer,
     check_constant,
     check_settings,
+    decay,
     state_names,
 )
+from .._cells.alif import Options
 from .._checks import check_flag, has_values
+from .._stream.cells import StepCell
+from .._stream.spiking import Spiking
 from ..rules import Rule
 from .base import RecurrentBase, renewed
 
@@ -111,11 +115,11 @@ class SpikingRNN(RecurrentBase):
                     getattr(self, f"{name}_l{layer}").copy_(self._sources[name])
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SpikingRNN":
+        for name, source in self._sources.items():
+            self._sources[name] = renewed(source, self._buffers[name])
         super()._apply(fn, recurse)
         for name, source in self._sources.items():
             buffer = self._buffers[name]
-        for name, source in self._sources.items():
-            self._sources[name] = renewed(source, self._buffers[name])
             if buffer is not None and not buffer.is_meta:
                 buffer.copy_(source)
         return self
@@ -147,6 +151,29 @@ class SpikingRNN(RecurrentBase):
         if self.training and not self._told_silent and spikes.requires_grad:
             self._tell_silence(layer, spikes)
         return spikes, finals
+
+    def _step_cell(self, layer: int) -> StepCell:
+        s = self._settings
+        options = Options(
+            s.v_th, s.gamma, s.scaling, s.reset, s.surrogate, s.refractory, True
+        )  # fmt: skip
+        return Spiking(options, "beta" in self._sources)
+
+    def _step_constants(
+        self, layer: int, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
+        given = self._constants(layer, dtype)
+        alpha = decay(given["tau_v"], self.dt)
+        rho = None if given["tau_a"] is None else decay(given["tau_a"], self.dt)
+        units = (alpha, rho, given["beta"])
+        plain = tuple(None if t is None else t.detach() for t in units)
+        if not self._learned:
+            return {}, plain
+        return {f"u{i}": t for i, t in enumerate(units)}, plain
+
+    def _step_units(self, wanted: frozenset[str]) -> int:
+        trained = any(name.startswith("u") for name in wanted)  # then the factors are of all
+        return len(self._sources) if trained else 0
 
     def _tell_silence(self, layer: int, spikes: Tensor) -> None:
         """Warn, once, of a layer whose recurrent weights can't learn."""

@@ -11,14 +11,25 @@ from .. import _state
 from .._checks import check_flag, check_mask, check_size, has_values
 from .._gated_layer import connected
 from .._layer import masked
-from ..rules import BPTT, Rule, get
+from .._stream.records import Weights
+from ..rules import BPTT, Rule
+from ..rules.base import for_cell
 from ._arguments import prepare
 from ._torch_checks import TorchChecks
+from .streaming import Streaming
 
 _EXACT = BPTT()
 
 
-class RecurrentBase(TorchChecks, nn.Module):
+def renewed(source: Tensor, buffer: Tensor | None) -> Tensor:
+    """A constant in float64 (n,): ``source``, or ``buffer`` if someone wrote into that."""
+    if buffer is None or not has_values(buffer):
+        return source
+    now = buffer.detach().cpu()
+    return source if torch.equal(source.to(now.dtype), now) else now.to(source.dtype)
+
+
+class RecurrentBase(Streaming, TorchChecks, nn.Module):
     """Base of the recurrent modules; a cell says how one of its layers runs (`_run_layer`).
 
     Parameters carry the names and shapes of ``torch.nn.RNNBase``, for each layer i:
@@ -70,6 +81,7 @@ class RecurrentBase(TorchChecks, nn.Module):
             None if self._mask_source is None else self._mask_source.clone(),
             persistent=False,
         )
+        self._one_state = self.state_names == ("h0",)
         self._all_weights: list[list[str]] = []
         rows = self.gates * hidden_size
         for layer in range(num_layers):
@@ -160,6 +172,52 @@ class RecurrentBase(TorchChecks, nn.Module):
         """Outputs (T, B, n) and final states (B, n) of one layer."""
         raise NotImplementedError
 
+    def _first_weight(self) -> Tensor:
+        name = self._all_weights[0][0]
+        weight: Tensor | None = self._parameters.get(name)
+        return getattr(self, name) if weight is None else weight
+
+    def _step_mask(self) -> Tensor | None:
+        return connected(self.mask, self.gates)
+
+    def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
+        names = [name.rsplit("_l", 1)[0] for name in self._all_weights[layer]]
+        given: dict[str, Tensor | None] = dict(zip(names, self._weights(layer), strict=True))
+        plain = {k: None if t is None else t.detach().to(dtype) for k, t in given.items()}
+        w_ih, w_hh = plain["weight_ih"], plain["weight_hh"]
+        assert w_ih is not None and w_hh is not None
+        mask = self._step_mask()
+        if mask is not None:
+            w_hh = torch.where(mask, w_hh, 0.0)
+        elif keep and given["weight_hh"] is not None and dtype == given["weight_hh"].dtype:
+            w_hh = w_hh.clone()
+        bias, constants = self._step_biases(plain.get("bias_ih"), plain.get("bias_hh"), w_hh)
+        tensors = {
+            "w_ih": given["weight_ih"], "w_hh": given["weight_hh"],
+            "b_ih": given.get("bias_ih"), "b_hh": given.get("bias_hh"),
+        }  # fmt: skip
+        trained, units = self._step_constants(layer, dtype)
+        tensors |= trained
+        wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
+        return Weights((), tensors, w_ih, bias, w_hh, (*constants, *units), wanted)
+
+    def _step_biases(
+        self, bias_ih: Tensor | None, bias_hh: Tensor | None, like: Tensor
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """What is added to the pre-activations (G n,), and constants made of biases (n,)."""
+        if bias_ih is None or bias_hh is None:
+            return bias_hh if bias_ih is None else bias_ih, ()
+        return bias_ih + bias_hh, ()
+
+    def _step_constants(
+        self, layer: int, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
+        """Per-unit constants: those that are trained, by name, and all of them, without a graph."""
+        return {}, ()
+
+    def _step_seed(self, device: torch.device) -> Tensor | None:
+        return self._noise_seed(device)
+
     def _noise_seed(self, device: torch.device) -> Tensor | None:
         """The seed of this call's noise; None for a cell without noise."""
         return None
@@ -188,10 +246,7 @@ class RecurrentBase(TorchChecks, nn.Module):
         (layers, B, n). T = 0 is refused, B = 0 gives empty results.
         Raises TypeError for wrong types or mixed dtypes, ValueError for wrong shapes or devices.
         """
-        first = self._all_weights[0][0]
-        weight: Tensor | None = self._parameters.get(first)
-        if weight is None:
-            weight = getattr(self, first)
+        weight = self._first_weight()
         half = None
         device = weight.device.type
         known = device != "meta"  # to autocast

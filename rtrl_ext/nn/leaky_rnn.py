@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import FORMS, NONLINEARITIES, check_choice, check_flag, check_leak, has_values
+from .._dispatch import flags
 from .._layer import leaky_layer
 from .._random import draw_seed, normal
+from .._stream.cells import StepCell
+from .._stream.leaky import Leaky
+from .._stream.records import Weights
+from .._stream.state import Shared
 from ..rules import Rule
 from .base import RecurrentBase, renewed
 
@@ -105,11 +110,11 @@ class LeakyRNN(RecurrentBase):
                     getattr(self, f"leak_l{layer}").copy_(self._leak_source)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LeakyRNN":
+        self._leak_source = renewed(self._leak_source, self.leak)
         super()._apply(fn, recurse)
         if self.leak is not None and not self.leak.is_meta:
             self.leak.copy_(self._leak_source)
         return self
-        self._leak_source = renewed(self._leak_source, self.leak)
 
     def _leak_of(self, layer: int) -> Tensor:
         """κ (n,) of a layer as the forward pass uses it."""
@@ -144,6 +149,26 @@ class LeakyRNN(RecurrentBase):
         z = normal(seed, x.shape[0], x.shape[1], self.hidden_size, stream=layer)
         scale = self.noise_std * torch.sqrt(2 / leak.detach())
         return scale.to(x.dtype) * z.to(x.dtype)
+
+    def _step_cell(self, layer: int) -> StepCell:
+        return Leaky(*flags(self.form, self.nonlinearity, self._unit_leak()))
+
+    def _step_constants(
+        self, layer: int, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
+        leak = self._leak_of(layer).to(dtype)
+        return {"u0": leak if self.learn_leak else None}, (leak.detach(),)
+
+    def _step_drive(self, layer: int, shared: Shared, weights: Weights) -> Tensor | None:
+        if shared.seed is None:
+            return None
+        leak = weights.units[0]
+        assert leak is not None
+        z = normal(
+            shared.seed, 1, shared.batch_size, self.hidden_size, stream=layer,
+            first_step=shared.steps,
+        )[0]  # fmt: skip
+        return (self.noise_std * torch.sqrt(2 / leak) * z).to(leak.dtype)
 
     def _run_layer(
         self,

@@ -10,14 +10,20 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .._checks import check_flag, check_shape, check_size
 from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence
+from .._stream.cells import StepCell
+from .._stream.layer import LayerStream
+from .._stream.lru import Linear
+from .._stream.records import Weights
+from .._stream.state import State
 from ..rules import Rule
 from ..rules.base import for_cell
 from ._arguments import prepare
+from .streaming import Streaming
 
 _SMALLEST = 1e-6  # keeps log(-log|λ|) finite where the ring touches 0 or 1
 
 
-class LRU(nn.Module):
+class LRU(Streaming, nn.Module):
     """The linear recurrent unit of Orvieto et al. 2023 ("Resurrecting recurrent neural networks for
     long sequences"), trained by the learning rule of one's choice.
 
@@ -174,6 +180,40 @@ class LRU(nn.Module):
         if h0.device != weight.device:
             raise ValueError(f"h0 is on {h0.device}; expected {weight.device}, as the weights")
         return h0.reshape(batch, n)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:  # type: ignore[override]
+        """One step, under the rule in force; x (B, input_size), see `LeakyRNN.step`.
+
+        Returns the output (B, output_size) and the state's successor. Under every rule but
+        `Immediate` and `TBPTT` the gradient is exact.
+        """
+        return super().step(x, state)
+
+    def _step_cell(self, layer: int) -> StepCell:
+        return Linear()
+
+    def _first_weight(self) -> Tensor:
+        return self.B_re
+
+    def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
+        lam, gamma = self.recurrence()
+        w_ih = (gamma[:, None] * torch.stack([self.B_re, self.B_im])).flatten(0, 1)
+        re, im = lam.unbind(0)
+        tensors: dict[str, Tensor | None] = {"w_ih": w_ih, "u0": re, "u1": im}
+        wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
+        units = (re.detach(), im.detach())
+        return Weights((), tensors, w_ih.detach(), None, w_ih.new_empty(0), units, wanted)
+
+    def _step_units(self, wanted: frozenset[str]) -> int:
+        return 2 if {"u0", "u1"} & wanted else 0
+
+    def _read_out(self, y: Tensor, x: Tensor) -> Tensor:
+        out = torch.cat([self.C_re, -self.C_im], 1)
+        return torch.nn.functional.linear(y, out) + torch.nn.functional.linear(x, self.D)
+
+    def _stream_public(self, layers: list[LayerStream]) -> tuple[Tensor, ...]:
+        re, im = layers[0].states[0].chunk(2, 1)
+        return (torch.complex(re, im).unsqueeze(0),)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

@@ -12,6 +12,7 @@ from ._table import Table
 
 if TYPE_CHECKING:
     from .._adjoint import Adjoint
+    from .._stream.learner import Learner, Setting
 
 # the transport policies of the backward kernel
 FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
@@ -67,6 +68,18 @@ class Rule:
         """
         return history.backward(gy, gs_n, want_lam, **self.policy(history.w, history.factor))
 
+    def streaming(self, cell: str) -> None:
+        """Refuse, with ValueError, what the rule has no streaming form of."""
+        if "streaming" not in self.modes:
+            forms = [c.name for c in _classes if "streaming" in c.modes and cell in c.cells]
+            raise ValueError(
+                f"rule {self!r} has no streaming form: use forward, or one of {', '.join(forms)}"
+            )
+
+    def learner(self, setting: "Setting") -> "Learner":
+        """The rule's memory of one layer in streaming mode."""
+        raise NotImplementedError(f"the rule {self.name!r} has no streaming form")
+
     def time_major(self, batch_first: bool, unbatched: bool) -> "Rule":
         """This rule with its per-step tensors turned from a module's layout to (T, B, ...)."""
         return self
@@ -76,7 +89,7 @@ class Rule:
 
         Raises ValueError naming the cells that go with the rule.
         """
-        _check_cell(type(self), cell)
+        _check_cell(type(self), self.name, cell)
 
     def _parameters(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -132,6 +145,30 @@ def known() -> list[str]:
     return list(_by_name())
 
 
+def _check_cell(cls: type[Rule], name: str, cell: str) -> None:
+    if cell not in cls.cells:
+        legal = [c.name for c in _classes if c.named and cell in c.cells]
+        raise ValueError(
+            f"rule {name!r} is not defined for {cell}; "
+            f"it goes with {', '.join(cls.cells)}; rules of {cell}: {', '.join(legal)}"
+        )
+
+
+def for_cell(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
+    """`get` and `Rule.check` in one; a name is refused for its cell before its parameters are."""
+    if isinstance(name_or_rule, str):
+        cls = _class_of(name_or_rule)
+        if cls is not None:
+            _check_cell(cls, cls.name, cell)
+    rule = get(name_or_rule)
+    rule.check(cell, hidden_size)
+    return rule
+
+
+def _class_of(name: str) -> type[Rule] | None:
+    return _by_name().get(name.strip().lower().replace("_", "-"))
+
+
 def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
     """A rule from its name and parameters; a rule object is returned as it is.
 
@@ -145,30 +182,6 @@ def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
             raise ValueError(
                 f"parameters {sorted(parameters)} came with the rule object {name_or_rule!r}; "
                 "expected them only with a name"
-def _check_cell(cls: type[Rule], cell: str) -> None:
-    if cell not in cls.cells:
-        legal = [c.name for c in _classes if c.named and cell in c.cells]
-        raise ValueError(
-            f"rule {cls.name!r} is not defined for {cell}; "
-            f"it goes with {', '.join(cls.cells)}; rules of {cell}: {', '.join(legal)}"
-        )
-
-
-def for_cell(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
-    """`get` and `Rule.check` in one; a name is refused for its cell before its parameters are."""
-    if isinstance(name_or_rule, str):
-        cls = _class_of(name_or_rule)
-        if cls is not None:
-            _check_cell(cls, cell)
-    rule = get(name_or_rule)
-    rule.check(cell, hidden_size)
-    return rule
-
-
-def _class_of(name: str) -> type[Rule] | None:
-    return _by_name().get(name.strip().lower().replace("_", "-"))
-
-
             )
         return name_or_rule
     if not isinstance(name_or_rule, str):
