@@ -377,7 +377,7 @@ def test_refractory_periods_that_half_precision_counts():
 
 @pytest.mark.parametrize("name", ["tau_v", "tau_a", "beta"])
 def test_constants_written_into_stay(name):
-    """A change of dtype and back keeps what someone wrote into a buffer, and full precision else."""
+    """A change of dtype keeps what someone wrote into a buffer, and full precision elsewhere."""
     net = rx.ALIF(3, 4, tau_v=20.1, dtype=torch.float64)
     getattr(net, name).fill_(7.3)
     net = net.half().double()

@@ -73,7 +73,7 @@ class StepCell:
         """
         raise NotImplementedError
 
-    def read(self, before: Sequence[Tensor], weights: Weights) -> tuple[Tensor | None, ...]:
+    def read(self, before: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """Derivative (B, n) of the output before by each of the S states; None for 1."""
         return (None,) * self.states
 

@@ -36,7 +36,7 @@ class Gated(StepCell):
             return gy.unsqueeze(1)
         return torch.stack([gy, torch.zeros_like(gy)], 1)
 
-    def read(self, before: Sequence[Tensor], weights: Weights) -> tuple[Tensor | None, ...]:
+    def read(self, before: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         return (None, *(torch.zeros_like(s) for s in before[1:]))
 
     def back(

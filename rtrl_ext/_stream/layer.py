@@ -85,7 +85,8 @@ class Step(Function):
         dx = drive = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             rows = layer.rows(record, gy)
-            dx = rows @ record.weights.w_ih if ctx.needs_input_grad[1] else None
+            w = record.weights.w_ih if record.weights.w_x is None else record.weights.w_x
+            dx = rows @ w if ctx.needs_input_grad[1] else None
             drive = rows if ctx.needs_input_grad[2] else None
         return layer.nothing, dx, drive, None, None
 

@@ -54,7 +54,7 @@ class Leaky(StepCell):
         phi = record.after[-1] if self.voltage else self._phi(record)
         return activations.slope(phi, self.act)
 
-    def read(self, before: Sequence[Tensor], weights: Weights) -> tuple[Tensor | None, ...]:
+    def read(self, before: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         return (activations.slope(before[1], self.act),) if self.voltage else (None,)
 
     def hop_factor(self, weights: Weights) -> Tensor:

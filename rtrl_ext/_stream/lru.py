@@ -13,8 +13,10 @@ from .records import Factors, Record, Weights
 class Linear(StepCell):
     """LRU; its state is one tensor (B, 2n), real parts before imaginary ones, and the output too.
 
-    The input weight is [γ B_re; γ B_im] (2n, m), the per-unit constants are the real and imaginary
-    parts of λ. A unit's two states are all that its parameters reach.
+    The input weight is [γ B_re; γ B_im] (2n, m), its parameters are B_re and B_im, one above the
+    other; the per-unit constants are λ in planes and γ, their parameters nu_log and theta. A unit's
+    two states are all that its parameters reach. ``Weights.chain`` holds the derivatives of λ (re,
+    im) by nu_log and by theta, and that of γ by nu_log, (n,) each.
     """
 
     gates = states = parts = 2
@@ -32,7 +34,7 @@ class Linear(StepCell):
         _, last = operation("lru_scan")(
             lam[None], pre.reshape(1, *shape), before[0].reshape(shape), None, 0
         )
-        return (last.reshape(pre.shape),), ()
+        return (last.reshape(pre.shape),), (pre,)
 
     def signal(self, after: Sequence[Tensor], weights: Weights, gy: Tensor) -> Tensor:
         return gy.unflatten(1, (2, -1))
@@ -46,28 +48,50 @@ class Linear(StepCell):
         if finals[0] is not None and finals[1] is not None:
             total = total + torch.cat([finals[0], finals[1]], 1)
         g_re, g_im = total.chunk(2, 1)
+        by_nu, by_theta = self._by_parameters(record)
+        units = []
+        if want_units:
+            units = [g_re * a + g_im * b for a, b in (by_nu, by_theta)]
+        gamma = _there(record.weights.units)[2]
+        return (
+            torch.cat([gamma * g_re, gamma * g_im], 1),
+            None,
+            (re * g_re + im * g_im, re * g_im - im * g_re),
+            units,
+        )
+
+    def _by_parameters(self, record: Record) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Derivatives (B, n) of the states (re, im) by nu_log and theta, the step before held."""
+        nu_re, nu_im, theta_re, theta_im, by_gamma = _there(record.weights.chain)
         s_re, s_im = record.before[0].chunk(2, 1)
-        units = [g_re * s_re + g_im * s_im, g_im * s_re - g_re * s_im] if want_units else []
-        return total, None, (re * g_re + im * g_im, re * g_im - im * g_re), units
+        ratio = by_gamma / _there(record.weights.units)[2]
+        u_re, u_im = (record.kept[0] * ratio.repeat(2)).chunk(2, 1)  # of γ B x
+        nu = (nu_re * s_re - nu_im * s_im + u_re, nu_re * s_im + nu_im * s_re + u_im)
+        theta = (theta_re * s_re - theta_im * s_im, theta_re * s_im + theta_im * s_re)
+        return nu, theta
 
     def factors(self, records: list[Record], policy: int, want_units: bool = False) -> Factors:
         re, im = _planes(records[0].weights)
         rows = len(records) * records[0].x.shape[0]
-        s = torch.cat([r.before[0] for r in records])
-        s_re, s_im = s.chunk(2, 1)
-        one, zero = torch.ones_like(s_re), torch.zeros_like(s_re)
+        gamma = _there(records[0].weights.units)[2].expand(rows, -1)
+        zero = torch.zeros_like(gamma)
+        terms: list[list[Tensor]] = [[], []]
+        if want_units:
+            made = [self._by_parameters(r) for r in records]
+            terms = [
+                [torch.cat([m[i][plane] for m in made]) for i in range(2)] for plane in range(2)
+            ]
         each = []
-        for own, by_re, by_im, seeds in (
-            ((re, -im), s_re, -s_im, (one, zero)),
-            ((im, re), s_im, s_re, (zero, one)),
-        ):
+        for plane, own, seeds in ((0, (re, -im), (gamma, zero)), (1, (im, re), (zero, gamma))):
             decay = None if policy == NONE else [d.expand(rows, -1) for d in own]
-            each.append((torch.cat(seeds, 1), decay, [by_re, by_im] if want_units else []))
+            each.append((torch.cat(seeds, 1), decay, terms[plane]))
         return shaped(records, each)
+
+
+def _there(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    return tuple(t for t in tensors if t is not None)
 
 
 def _planes(weights: Weights) -> Tensor:
     """λ (2, n)."""
-    re, im = weights.units
-    assert re is not None and im is not None
-    return torch.stack([re, im])
+    return torch.stack(_there(weights.units)[:2])

@@ -19,7 +19,10 @@ class Weights:
     taken with respect to, in the graph of the module's parameters; None where there is none.
     w_ih (G n, m), bias (G n,) or None: of the input product. w_hh (G n, n): with the mask applied,
     and unchanged as long as a record refers to it, if the rule asked for that. units: the cell's
-    per-unit constants (n,). wanted: names of the tensors that require gradients.
+    per-unit constants (n,). wanted: names of the tensors that require gradients. chain: what a cell
+    needs to go on from its constants to the parameters that they are functions of, so that traces
+    are of the parameters, as they were at each step. w_x: what takes gradients of the rows of the
+    input's parameters to the input; None for w_ih.
     """
 
     key: tuple[Any, ...]
@@ -29,6 +32,8 @@ class Weights:
     w_hh: Tensor
     units: tuple[Tensor | None, ...]
     wanted: frozenset[str] = frozenset()
+    chain: tuple[Tensor | None, ...] = ()
+    w_x: Tensor | None = None
 
     @property
     def derived(self) -> bool:

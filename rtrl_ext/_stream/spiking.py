@@ -16,7 +16,7 @@ from .records import Factors, Record, Weights, side_by_side
 
 
 class Spiking(StepCell):
-    """ALIF and LIF; internal states z, v, a and the refractory counter, ψ of the last step last.
+    """ALIF and LIF; internal states z, v, a, the refractory counter, and z's slopes by v and a.
 
     Absent ones are (0,). Credit is carried by v and, in ALIF, a.
     """
@@ -27,11 +27,11 @@ class Spiking(StepCell):
         self.options = options._replace(want_states=True)
         self.adapts = adapts
         self.states = 2 if adapts else 1
-        self.names = ("z", "v", "a", "count", "psi")
+        self.names = ("z", "v", "a", "count", "by_v", "by_a")
 
     def initial(self, batch: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
         none = like.new_zeros(0)
-        there = (True, True, self.adapts, self.options.refractory > 0, True)
+        there = (True, True, self.adapts, self.options.refractory > 0, True, self.adapts)
         return tuple(like.new_zeros(batch, n) if t else none for t in there)
 
     def public(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -50,22 +50,20 @@ class Spiking(StepCell):
             tuple(self.options),
         )  # fmt: skip
         _, v_n, a_n, count = (s[0] if s.dim() > 1 else s for s in finals)
-        return (z[0, 0], v_n, a_n, count, psi[0, 0]), ()
+        psi, beta = psi[0, 0], weights.units[2]
+        by_a = psi.new_empty(0) if beta is None else -beta * psi
+        return (z[0, 0], v_n, a_n, count, psi, by_a), ()
 
     def signal(self, after: Sequence[Tensor], weights: Weights, gy: Tensor) -> Tensor:
-        by_v = gy * after[4]
         if not self.adapts:
-            return by_v.unsqueeze(1)
-        beta = weights.units[2]
-        assert beta is not None
-        return torch.stack([by_v, -beta * by_v], 1)
+            return (gy * after[4]).unsqueeze(1)
+        return torch.stack([gy * after[4], gy * after[5]], 1)
 
     def slope(self, record: Record) -> Tensor:
         return record.after[4]
 
-    def read(self, before: Sequence[Tensor], weights: Weights) -> tuple[Tensor | None, ...]:
-        psi, beta = before[4], weights.units[2]
-        return (psi,) if beta is None else (psi, -beta * psi)
+    def read(self, before: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(before[4 : 4 + self.states])
 
     def hop_factor(self, weights: Weights) -> Tensor:
         alpha = weights.units[0]
@@ -87,7 +85,7 @@ class Spiking(StepCell):
         given = [None, *given, *[None] * (3 - len(given))]
         first = None if gy is None else gy[None, None]
         out = CELLS["alif"].backward(first, tuple(given), p, p.w, EXACT, want_units)
-        units = _units(out, p, self.adapts) if want_units else []
+        units = _units(out, p, record.weights.chain) if want_units else []
         states = tuple(g[0] for g in out.initial[1 : 1 + self.states])
         return out.delta[0, 0], out.initial[0][0], states, [u[0, 0] for u in units]
 
@@ -111,17 +109,19 @@ class Spiking(StepCell):
         transport = None if policy in (NONE, LOCAL) else p.w
         rule = Rule(LOCAL if policy == NONE else policy)
         ones, each = torch.ones_like(p.y[0]), []
-        slope = side_by_side([r.before[4] for r in records])[0]
-        reads = self.read((slope,) * 5, records[0].weights)
-        by_beta = self._of_spikes_before(records) if want_units and self.adapts else slope
+        chain = records[0].weights.chain
+        reads = [
+            side_by_side([self.read(r.before)[i] for r in records]) for i in range(self.states)
+        ]
+        by_beta = self._of_spikes_before(records) if want_units and self.adapts else ones
         for i in range(self.states):
             finals = [None, *(ones if i == j else None for j in range(2)), None]
             out = CELLS["alif"].backward(None, tuple(finals), p, transport, rule, True)
             decay = None
             if policy != NONE:
                 by_z, own = out.initial[0], out.initial[1 : 1 + self.states]
-                decay = [g + by_z * r for g, r in zip(own, reads, strict=True)]  # type: ignore[operator]
-            terms = _units(out, p, self.adapts) if want_units else []
+                decay = [g + by_z * r for g, r in zip(own, reads, strict=True)]
+            terms = _units(out, p, chain) if want_units else []
             if want_units and self.adapts:  # β acts on a threshold, and so by the spikes before
                 terms[2] = torch.zeros_like(by_beta) if policy == NONE else out.initial[0] * by_beta
             each.append((out.delta, decay, terms))
@@ -136,7 +136,7 @@ class Spiking(StepCell):
     def direct(self, record: Record) -> Tensor | None:
         if not self.adapts:
             return None
-        _, _, a, _, psi = record.after
+        _, _, a, _, psi, _ = record.after
         return torch.stack([torch.zeros_like(a), torch.zeros_like(a), -psi * a], 1)
 
     def _of_spikes_before(self, records: list[Record]) -> Tensor:
@@ -150,8 +150,10 @@ class Spiking(StepCell):
         return side_by_side(rows)
 
 
-def _units(out: Adjoints, p: Pass, adapts: bool) -> list[Tensor]:
+def _units(out: Adjoints, p: Pass, chain: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Derivatives (1, 1, K B, n) by the parameters that α, ρ and β are functions of."""
     cell = CELLS["alif"]
     assert isinstance(cell, ALIF)
+    adapts = p.units[2] is not None
     terms = cell.unit_terms(out, p, (True, adapts, adapts))
-    return [t for t in terms if t is not None]
+    return [t if c is None else t * c for t, c in zip(terms, chain, strict=True) if t is not None]

@@ -156,6 +156,7 @@ def _record_dict(r: Record) -> dict[str, Any]:
         "fresh": _copy(r.fresh),
         "w_hh": _copy(keep.w_hh),
         "units": [_copy(t) for t in keep.units],
+        "chain": [_copy(t) for t in keep.chain],
     }
 
 
@@ -195,6 +196,7 @@ def _load_layer(layer: LayerStream, saved: dict[str, Any]) -> None:
         weights = copy.copy(layer.read(False))
         weights.w_hh = there(r["w_hh"])
         weights.units = tuple(there(t) for t in r["units"])
+        weights.chain = tuple(there(t) for t in r["chain"])
         before, after, kept = (
             tuple(there(t) for t in r[name]) for name in ("before", "after", "kept")
         )

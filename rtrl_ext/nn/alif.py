@@ -161,15 +161,28 @@ class SpikingRNN(RecurrentBase):
 
     def _step_constants(
         self, layer: int, dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         given = self._constants(layer, dtype)
-        alpha = decay(given["tau_v"], self.dt)
-        rho = None if given["tau_a"] is None else decay(given["tau_a"], self.dt)
-        units = (alpha, rho, given["beta"])
-        plain = tuple(None if t is None else t.detach() for t in units)
-        if not self._learned:
-            return {}, plain
-        return {f"u{i}": t for i, t in enumerate(units)}, plain
+        units: list[Tensor | None] = []
+        chain: list[Tensor | None] = []
+        for name in ("tau_v", "tau_a"):
+            tau = given[name]
+            if tau is None:
+                units.append(None)
+                chain.append(None)
+                continue
+            with torch.enable_grad():
+                leaf = tau.detach().requires_grad_()
+                value = decay(leaf, self.dt)
+            units.append(value.detach())
+            chain.append(torch.autograd.grad(value.sum(), leaf)[0])
+        beta = given["beta"]
+        units.append(None if beta is None else beta.detach())
+        trained = {}
+        for i, name in enumerate(("tau_v", "tau_a", "beta")):
+            if name in self._learned:
+                trained[f"u{i}"] = getattr(self, f"{name}_l{layer}")
+        return trained, tuple(units), (*chain, None)
 
     def _step_units(self, wanted: frozenset[str]) -> int:
         trained = any(name.startswith("u") for name in wanted)  # then the factors are of all

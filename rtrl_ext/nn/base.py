@@ -196,10 +196,10 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
             "w_ih": given["weight_ih"], "w_hh": given["weight_hh"],
             "b_ih": given.get("bias_ih"), "b_hh": given.get("bias_hh"),
         }  # fmt: skip
-        trained, units = self._step_constants(layer, dtype)
+        trained, units, chain = self._step_constants(layer, dtype)
         tensors |= trained
         wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
-        return Weights((), tensors, w_ih, bias, w_hh, (*constants, *units), wanted)
+        return Weights((), tensors, w_ih, bias, w_hh, (*constants, *units), wanted, chain)
 
     def _step_biases(
         self, bias_ih: Tensor | None, bias_hh: Tensor | None, like: Tensor
@@ -211,9 +211,10 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
 
     def _step_constants(
         self, layer: int, dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
-        """Per-unit constants: those that are trained, by name, and all of them, without a graph."""
-        return {}, ()
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Per-unit constants: their parameters, by name, their values, and the derivatives of these
+        by the parameters, None for 1."""
+        return {}, (), ()
 
     def _step_seed(self, device: torch.device) -> Tensor | None:
         return self._noise_seed(device)

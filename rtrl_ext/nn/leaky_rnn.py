@@ -155,9 +155,11 @@ class LeakyRNN(RecurrentBase):
 
     def _step_constants(
         self, layer: int, dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...]]:
-        leak = self._leak_of(layer).to(dtype)
-        return {"u0": leak if self.learn_leak else None}, (leak.detach(),)
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        leak = self._leak_of(layer).detach().to(dtype)
+        if not self.learn_leak:
+            return {}, (leak,), ()
+        return {"u0": getattr(self, f"leak_l{layer}")}, (leak,), ()
 
     def _step_drive(self, layer: int, shared: Shared, weights: Weights) -> Tensor | None:
         if shared.seed is None:

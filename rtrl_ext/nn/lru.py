@@ -196,13 +196,22 @@ class LRU(Streaming, nn.Module):
         return self.B_re
 
     def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
-        lam, gamma = self.recurrence()
-        w_ih = (gamma[:, None] * torch.stack([self.B_re, self.B_im])).flatten(0, 1)
-        re, im = lam.unbind(0)
-        tensors: dict[str, Tensor | None] = {"w_ih": w_ih, "u0": re, "u1": im}
+        with torch.enable_grad():
+            nu_log, theta = (p.detach().requires_grad_() for p in (self.nu_log, self.theta))
+            lam, gamma = recurrence(nu_log, theta)
+            re, im = lam.unbind(0)
+            by = [
+                torch.autograd.grad(p.sum(), (nu_log, theta), retain_graph=True) for p in (re, im)
+            ]
+            (by_gamma,) = torch.autograd.grad(gamma.sum(), nu_log)
+        chain = (by[0][0], by[1][0], by[0][1], by[1][1], by_gamma)
+        both = torch.cat([self.B_re, self.B_im])
+        tensors: dict[str, Tensor | None] = {"w_ih": both, "u0": self.nu_log, "u1": self.theta}
         wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
-        units = (re.detach(), im.detach())
-        return Weights((), tensors, w_ih.detach(), None, w_ih.new_empty(0), units, wanted)
+        units = (re.detach(), im.detach(), gamma.detach())
+        w_x = both.detach()
+        w_ih = units[2].repeat(2)[:, None] * w_x
+        return Weights((), tensors, w_ih, None, w_ih.new_empty(0), units, wanted, chain, w_x)
 
     def _step_units(self, wanted: frozenset[str]) -> int:
         return 2 if {"u0", "u1"} & wanted else 0

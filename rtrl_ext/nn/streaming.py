@@ -217,9 +217,9 @@ class Streaming:
     def _load_stream(self, shared: Shared, saved: Any) -> None:
         if not isinstance(saved, dict) or "layers" not in saved or saved.get("version") != 1:
             raise TypeError("state_dict: expected what state.state_dict() returned")
-        for name, mine in (("cell", self.cell), ("batch_size", shared.batch_size)):
-            if saved[name] != mine:
-                raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {mine!r}")
+        for name, expected in (("cell", self.cell), ("batch_size", shared.batch_size)):
+            if saved[name] != expected:
+                raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {expected!r}")
         if saved["rule"] is not None and saved["rule"] != repr(self.rule):
             raise ValueError(
                 f"state_dict: rule is {saved['rule']}; expected {self.rule!r}, the module's"
