@@ -10,11 +10,12 @@ import emulated
 import gated_cases
 import torch
 
-from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
+from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops, _trace
 
 NAMESPACE = "rtrl_ext_moved"
 NAMES = (
     *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
+    *_trace.NAMES,
 )  # fmt: skip
 
 
@@ -32,9 +33,15 @@ class Ops:
 
     @staticmethod
     def _moving(real, device):
+        written = [a.alias_info is not None for a in real._schema.arguments]
+
         def run(*args):
             there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-            return tuple(x.cpu() for x in real(*there))
+            out = real(*there)
+            for here, moved, changed in zip(args, there, written, strict=False):
+                if changed and here is not None:
+                    here.copy_(moved)
+            return None if out is None else tuple(x.cpu() for x in out)
 
         return run
 
@@ -58,4 +65,5 @@ def load(device: str = "cuda") -> Ops:
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
+    _trace.register(NAMESPACE)
     return ops

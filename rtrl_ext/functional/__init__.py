@@ -3,7 +3,8 @@
 `leaky_rnn`, `gru`, `lstm`, `alif`, `lif` and `lru` are differentiable. ``leaky_rnn_forward``,
 ``_backward``, ``_jvp`` and ``_backward_jvp`` stay outside autograd: one forward pass, then
 gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are
-second-order products of any loss function.
+second-order products of any loss function. Functions whose name ends in ``_`` change their
+arguments: `trace_step_` and `rank1_trace_step_` update eligibility traces in place.
 """
 
 from .gated import gru, lstm
@@ -12,6 +13,7 @@ from .leaky_tangents import leaky_rnn_backward_jvp, leaky_rnn_jvp
 from .lru import lru
 from .products import ggn_vp, hvp
 from .spiking import alif, lif
+from .traces import rank1_trace_step_, trace_step_
 
 __all__ = [
     "alif",
@@ -26,4 +28,6 @@ __all__ = [
     "lif",
     "lru",
     "lstm",
+    "rank1_trace_step_",
+    "trace_step_",
 ]

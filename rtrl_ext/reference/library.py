@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm
+from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm, traces
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -86,9 +86,17 @@ SCHEMAS = {
         "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
         "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
     ),
+    "trace_step": (
+        "(Tensor(a!) trace, Tensor(b!)? bias, Tensor decay, Tensor psi, Tensor pre, "
+        "Tensor? signal, Tensor(c!)? grad, Tensor(d!)? grad_bias, int commit) -> ()"
+    ),
+    "rank1_trace_step": (
+        "(Tensor(a!) trace, Tensor(b!)? bias, Tensor decay, Tensor? psi, Tensor pre, "
+        "Tensor? signal, Tensor(c!)? grad, Tensor(d!)? grad_bias, int commit) -> ()"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, traces)
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -82,6 +82,16 @@ const LruKernels<double>& lru_kernels<double>() {
   static const LruKernels<double> table = RX_CHOOSE(lru_table_f64);
   return table;
 }
+template <>
+const TraceKernels<float>& trace_kernels<float>() {
+  static const TraceKernels<float> table = RX_CHOOSE(trace_table_f32);
+  return table;
+}
+template <>
+const TraceKernels<double>& trace_kernels<double>() {
+  static const TraceKernels<double> table = RX_CHOOSE(trace_table_f64);
+  return table;
+}
 
 const char* isa_name() {
   return kNames[isa()];
