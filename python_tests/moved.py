@@ -10,11 +10,12 @@ import emulated
 import gated_cases
 import torch
 
-from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
+from rtrl_ext import _functorch, _influence_kernels, _kernels, _lru, _recurrence_ops
 
 NAMESPACE = "rtrl_ext_moved"
 NAMES = (
     *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
+    *_influence_kernels.NAMES,
 )  # fmt: skip
 
 
@@ -34,7 +35,11 @@ class Ops:
     def _moving(real, device):
         def run(*args):
             there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-            return tuple(x.cpu() for x in real(*there))
+            results = real(*there)
+            for a, b, about in zip(args, there, real._schema.arguments, strict=True):
+                if a is not None and about.alias_info is not None and about.alias_info.is_write:
+                    a.copy_(b)
+            return results if results is None else tuple(x.cpu() for x in results)
 
         return run
 
@@ -57,5 +62,6 @@ def load(device: str = "cuda") -> Ops:
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
+    _influence_kernels.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
     return ops

@@ -3,10 +3,12 @@
 `leaky_rnn`, `gru`, `lstm`, `alif`, `lif` and `lru` are differentiable. ``leaky_rnn_forward``,
 ``_backward``, ``_jvp`` and ``_backward_jvp`` stay outside autograd: one forward pass, then
 gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are
-second-order products of any loss function.
+second-order products of any loss function. `rtrl_step_` and `snap_step_` change their arguments:
+forward-mode learning, one step of the influence matrix at a time.
 """
 
 from .gated import gru, lstm
+from .influence import rtrl_step_, snap_pattern, snap_step_
 from .leaky_rnn import leaky_rnn, leaky_rnn_backward, leaky_rnn_forward
 from .leaky_tangents import leaky_rnn_backward_jvp, leaky_rnn_jvp
 from .lru import lru
@@ -26,4 +28,7 @@ __all__ = [
     "lif",
     "lru",
     "lstm",
+    "rtrl_step_",
+    "snap_pattern",
+    "snap_step_",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm
+from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm, rtrl, snap
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -86,9 +86,18 @@ SCHEMAS = {
         "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
         "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
     ),
+    "rtrl_step": (
+        "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor? signal, "
+        "Tensor(b!)? grad) -> ()"
+    ),
+    "snap_step": (
+        "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor units, "
+        "Tensor unit_at, Tensor columns, Tensor column_at, Tensor links, Tensor link_at, "
+        "Tensor at, int size, int most_units, Tensor? signal, Tensor(b!)? grad) -> ()"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, rtrl, snap)
 
 
 def function(name: str) -> Callable[..., Any]:

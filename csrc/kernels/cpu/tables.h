@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/alif.h"
 #include "kernels/gated.h"
+#include "kernels/influence.h"
 #include "kernels/lru.h"
 
 #define RX_DECLARE_TABLES(NS)             \
@@ -15,6 +16,8 @@
   AlifKernels<double> alif_table_f64();   \
   LruKernels<float> lru_table_f32();      \
   LruKernels<double> lru_table_f64();     \
+  InfluenceKernels<float> influence_table_f32();     \
+  InfluenceKernels<double> influence_table_f64();     \
   }                                       \
   }
 
