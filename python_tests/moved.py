@@ -10,12 +10,13 @@ import emulated
 import gated_cases
 import torch
 
-from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops, _trace
+from rtrl_ext import _functorch, _influence_kernels, _kernels, _lru, _recurrence_ops, _trace
 
 NAMESPACE = "rtrl_ext_moved"
 NAMES = (
     *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
     *_trace.NAMES,
+    *_influence_kernels.NAMES,
 )  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def load(device: str = "cuda") -> Ops:
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
+    _influence_kernels.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
     _trace.register(NAMESPACE)
     return ops

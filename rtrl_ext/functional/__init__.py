@@ -4,10 +4,12 @@
 ``_backward``, ``_jvp`` and ``_backward_jvp`` stay outside autograd: one forward pass, then
 gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are
 second-order products of any loss function. Functions whose name ends in ``_`` change their
-arguments: `trace_step_` and `rank1_trace_step_` update eligibility traces in place.
+arguments: `trace_step_` and `rank1_trace_step_` update eligibility traces, `rtrl_step_` and
+`snap_step_` influence matrices, one or several steps at a time.
 """
 
 from .gated import gru, lstm
+from .influence import rtrl_step_, snap_pattern, snap_step_
 from .leaky_rnn import leaky_rnn, leaky_rnn_backward, leaky_rnn_forward
 from .leaky_tangents import leaky_rnn_backward_jvp, leaky_rnn_jvp
 from .lru import lru
@@ -29,5 +31,8 @@ __all__ = [
     "lru",
     "lstm",
     "rank1_trace_step_",
+    "rtrl_step_",
+    "snap_pattern",
+    "snap_step_",
     "trace_step_",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm, traces
+from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm, rtrl, snap, traces
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -94,9 +94,18 @@ SCHEMAS = {
         "(Tensor(a!) trace, Tensor(b!)? bias, Tensor decay, Tensor? psi, Tensor pre, "
         "Tensor? signal, Tensor(c!)? grad, Tensor(d!)? grad_bias, int commit) -> ()"
     ),
+    "rtrl_step": (
+        "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor? signal, "
+        "Tensor(b!)? grad) -> ()"
+    ),
+    "snap_step": (
+        "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor units, "
+        "Tensor unit_at, Tensor columns, Tensor column_at, Tensor links, Tensor link_at, "
+        "Tensor at, int size, int most_units, Tensor? signal, Tensor(b!)? grad) -> ()"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, traces)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, traces, rtrl, snap)
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -92,6 +92,16 @@ const TraceKernels<double>& trace_kernels<double>() {
   static const TraceKernels<double> table = RX_CHOOSE(trace_table_f64);
   return table;
 }
+template <>
+const InfluenceKernels<float>& influence_kernels<float>() {
+  static const InfluenceKernels<float> table = RX_CHOOSE(influence_table_f32);
+  return table;
+}
+template <>
+const InfluenceKernels<double>& influence_kernels<double>() {
+  static const InfluenceKernels<double> table = RX_CHOOSE(influence_table_f64);
+  return table;
+}
 
 const char* isa_name() {
   return kNames[isa()];

@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/alif.h"
 #include "kernels/gated.h"
+#include "kernels/influence.h"
 #include "kernels/lru.h"
 #include "kernels/trace.h"
 
@@ -18,6 +19,8 @@
   LruKernels<double> lru_table_f64();     \
   TraceKernels<float> trace_table_f32();  \
   TraceKernels<double> trace_table_f64(); \
+  InfluenceKernels<float> influence_table_f32();     \
+  InfluenceKernels<double> influence_table_f64();     \
   }                                       \
   }
 
