@@ -115,7 +115,7 @@ def _state() -> str:
 @cache
 def load():  # type: ignore[no-untyped-def]
     """The emulated operations, with shapes and derivatives as the compiled ones have them."""
-    from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
+    from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops, _stochastic_ops
 
     folder = ROOT / "build" / "emulated"
     library = folder / f"emulated-{_state()}.so"
@@ -130,6 +130,7 @@ def load():  # type: ignore[no-untyped-def]
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
+    _stochastic_ops.register(NAMESPACE)
     return getattr(torch.ops, NAMESPACE)
 
 

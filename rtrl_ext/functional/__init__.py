@@ -3,7 +3,8 @@
 `leaky_rnn`, `gru`, `lstm`, `alif`, `lif` and `lru` are differentiable. ``leaky_rnn_forward``,
 ``_backward``, ``_jvp`` and ``_backward_jvp`` stay outside autograd: one forward pass, then
 gradients under several rules, or tangents in k directions at once. `hvp` and `ggn_vp` are
-second-order products of any loss function.
+second-order products of any loss function. `uoro_step_`, `kfrtrl_step_` and `ok_step_` change their
+arguments: steps of forward-mode learning, whose signs come from `random_signs`.
 """
 
 from .gated import gru, lstm
@@ -12,12 +13,14 @@ from .leaky_tangents import leaky_rnn_backward_jvp, leaky_rnn_jvp
 from .lru import lru
 from .products import ggn_vp, hvp
 from .spiking import alif, lif
+from .stochastic import kfrtrl_step_, ok_step_, random_signs, uoro_step_
 
 __all__ = [
     "alif",
     "ggn_vp",
     "gru",
     "hvp",
+    "kfrtrl_step_",
     "leaky_rnn",
     "leaky_rnn_backward",
     "leaky_rnn_backward_jvp",
@@ -26,4 +29,7 @@ __all__ = [
     "lif",
     "lru",
     "lstm",
+    "ok_step_",
+    "random_signs",
+    "uoro_step_",
 ]

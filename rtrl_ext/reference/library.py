@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm
+from . import alif, gated_tangents, gru, kronecker, leaky_rnn, lru, lstm, uoro
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -86,9 +86,23 @@ SCHEMAS = {
         "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
         "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
     ),
+    "random_signs": "(Tensor(a!) out, int seed, Tensor first, int stream) -> ()",
+    "uoro_step": (
+        "(Tensor(a!) s, Tensor(b!)[] theta, Tensor(c!) norm, bool known, Tensor jacobian, "
+        "Tensor[] psi, Tensor[] pre, Tensor signs, Tensor? keep, Tensor? signal, "
+        "Tensor(d!)[] grad) -> ()"
+    ),
+    "kfrtrl_step": (
+        "(Tensor(a!) u, Tensor(b!) a, Tensor jacobian, Tensor psi, Tensor pre, Tensor signs, "
+        "Tensor? keep, Tensor? signal, Tensor(c!)? grad) -> ()"
+    ),
+    "ok_step": (
+        "(Tensor(a!) u, Tensor(b!) a, Tensor jacobian, Tensor psi, Tensor pre, Tensor signs, "
+        "Tensor? keep, Tensor? signal, Tensor(c!)? grad) -> ()"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru)
+_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, uoro, kronecker)
 
 
 def function(name: str) -> Callable[..., Any]:

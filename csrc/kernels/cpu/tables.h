@@ -3,6 +3,7 @@
 #include "kernels/alif.h"
 #include "kernels/gated.h"
 #include "kernels/lru.h"
+#include "kernels/uoro.h"
 
 #define RX_DECLARE_TABLES(NS)             \
   namespace rx {                          \
@@ -15,6 +16,8 @@
   AlifKernels<double> alif_table_f64();   \
   LruKernels<float> lru_table_f32();      \
   LruKernels<double> lru_table_f64();     \
+  UoroKernels<float> uoro_table_f32();    \
+  UoroKernels<double> uoro_table_f64();   \
   }                                       \
   }
 
