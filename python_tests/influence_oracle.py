@@ -15,7 +15,7 @@ def cell(name, theta, x, state):
     "gru" has three gates under one ``pre``, as a block has: its reset gate acts on the unit's own
     state alone.
     """
-    states, gates = SIZES[name]
+    _, gates = SIZES[name]
     n = theta.shape[0] // gates
     h = state[:n]
     u = theta @ torch.cat([h, x, torch.ones(1, dtype=x.dtype)])
@@ -57,7 +57,7 @@ def problem(name, n, m, batch, steps, mask=None, seed=0):
     jacobian (T, B, S n, S n), psi (T, B, S, R), pre (T, B, Q), signal (T, B, S, n), immediate
     (T, B, S n, R, Q).
     """
-    states, gates = SIZES[name]
+    _, gates = SIZES[name]
     g = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -80,7 +80,7 @@ def problem(name, n, m, batch, steps, mask=None, seed=0):
 
 def backpropagated(name, n, m, batch, steps, mask=None, seed=0):
     """The gradient of `problem`'s losses, sum of signal times state, by autograd through time."""
-    states, gates = SIZES[name]
+    _, gates = SIZES[name]
     g = torch.Generator().manual_seed(seed)
 
     def normal(*size):

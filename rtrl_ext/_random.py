@@ -1,5 +1,5 @@
 """Counter-based random numbers: Philox-4x32-10 in integer tensor arithmetic, and normal deviates
-from it.
+and signs from it.
 
 A number depends on (seed, stream, step, row, unit) alone, not on what was drawn before, so that a
 sequence's noise can be made at once, step by step, or again, on any device. Salmon et al. 2011
@@ -58,6 +58,24 @@ def normal(
         radius, angle = torch.sqrt(-2 * torch.log(a)), 2 * math.pi * b
         pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
     return torch.stack(pairs, -1).flatten(2)[:, :, :units]
+
+
+def signs(seed: int, first_step: Tensor, steps: int, count: int, *, stream: int = 0) -> Tensor:
+    """Random signs (steps, batch, count), int64 numbers 1 and -1, on the device of ``first_step``.
+
+    first_step: (batch,) int64, each row's own number of the first step. seed: at least 0. stream
+        (below 2^31): separates draws that share a seed, such as layers; signs never share their
+        bits with `normal`. One draw of Philox makes 128 signs.
+    """
+    device = first_step.device
+    step = (first_step + torch.arange(steps, device=device)[:, None])[..., None]
+    row = torch.arange(len(first_step), device=device)[None, :, None]
+    block = torch.arange((count + 127) // 128, device=device)[None, None, :]
+    other = torch.full((1, 1, 1), stream | 1 << 31, dtype=torch.int64, device=device)
+    key = [torch.tensor(k & _MASK, device=device) for k in (seed, seed >> 32)]
+    words = philox((block, row, step & _MASK, other), (key[0], key[1]))
+    bits = torch.stack(words, -1)[..., None] >> torch.arange(32, device=device) & 1
+    return (2 * bits - 1).flatten(2)[:, :, :count]
 
 
 def draw_seed(device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, leaky_rnn, lru, lstm, rtrl, snap, traces
+from . import alif, gated_tangents, gru, kronecker, leaky_rnn, lru, lstm, rtrl, snap, traces, uoro
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -103,9 +103,25 @@ SCHEMAS = {
         "Tensor unit_at, Tensor columns, Tensor column_at, Tensor links, Tensor link_at, "
         "Tensor at, int size, int most_units, Tensor? signal, Tensor(b!)? grad) -> ()"
     ),
+    "random_signs": "(Tensor(a!) out, int seed, Tensor first, int stream) -> ()",
+    "uoro_step": (
+        "(Tensor(a!) s, Tensor(b!)[] theta, Tensor(c!) norm, bool known, Tensor jacobian, "
+        "Tensor[] psi, Tensor[] pre, Tensor signs, Tensor? keep, Tensor? signal, "
+        "Tensor(d!)[] grad) -> ()"
+    ),
+    "kfrtrl_step": (
+        "(Tensor(a!) u, Tensor(b!) a, Tensor jacobian, Tensor psi, Tensor pre, Tensor signs, "
+        "Tensor? keep, Tensor? signal, Tensor(c!)? grad) -> ()"
+    ),
+    "ok_step": (
+        "(Tensor(a!) u, Tensor(b!) a, Tensor jacobian, Tensor psi, Tensor pre, Tensor signs, "
+        "Tensor? keep, Tensor? signal, Tensor(c!)? grad) -> ()"
+    ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, traces, rtrl, snap)
+_MODULES = (
+    leaky_rnn, gru, lstm, gated_tangents, alif, lru, traces, rtrl, snap, uoro, kronecker
+)  # fmt: skip
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -102,6 +102,16 @@ const InfluenceKernels<double>& influence_kernels<double>() {
   static const InfluenceKernels<double> table = RX_CHOOSE(influence_table_f64);
   return table;
 }
+template <>
+const UoroKernels<float>& uoro_kernels<float>() {
+  static const UoroKernels<float> table = RX_CHOOSE(uoro_table_f32);
+  return table;
+}
+template <>
+const UoroKernels<double>& uoro_kernels<double>() {
+  static const UoroKernels<double> table = RX_CHOOSE(uoro_table_f64);
+  return table;
+}
 
 const char* isa_name() {
   return kNames[isa()];

@@ -5,6 +5,7 @@
 #include "kernels/influence.h"
 #include "kernels/lru.h"
 #include "kernels/trace.h"
+#include "kernels/uoro.h"
 
 #define RX_DECLARE_TABLES(NS)             \
   namespace rx {                          \
@@ -21,6 +22,8 @@
   TraceKernels<double> trace_table_f64(); \
   InfluenceKernels<float> influence_table_f32();     \
   InfluenceKernels<double> influence_table_f64();     \
+  UoroKernels<float> uoro_table_f32();    \
+  UoroKernels<double> uoro_table_f64();   \
   }                                       \
   }
 
