@@ -57,7 +57,7 @@ def problem(name, n, m, batch, steps, mask=None, seed=0):
     jacobian (T, B, S n, S n), psi (T, B, S, R), pre (T, B, Q), signal (T, B, S, n), immediate
     (T, B, S n, R, Q).
     """
-    _, gates = SIZES[name]
+    states, gates = SIZES[name]
     g = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -80,7 +80,7 @@ def problem(name, n, m, batch, steps, mask=None, seed=0):
 
 def backpropagated(name, n, m, batch, steps, mask=None, seed=0):
     """The gradient of `problem`'s losses, sum of signal times state, by autograd through time."""
-    _, gates = SIZES[name]
+    states, gates = SIZES[name]
     g = torch.Generator().manual_seed(seed)
 
     def normal(*size):
