@@ -25,26 +25,47 @@ inline __attribute__((always_inline)) void tiles(int64_t Q, F&& f, int64_t j = 0
   }
 }
 
-// The factors of one row of a matrix in one row of the batch.
-template <int S, class V>
-struct Factors {
-  V d[S * S], f[S];
-};
-template <int S, class V, class T>
-RX_FN Factors<S, V> factors(const TraceStep<T>& p, int64_t k, int64_t b, int64_t r, int64_t unit) {
-  Factors<S, V> out;
-  const T* d = p.decay.p + k * p.decay.k + b * p.decay.b + unit * p.decay_unit;
-  const T* f = p.psi.p + k * p.psi.k + b * p.psi.b + r;
-  for (int s = 0; s < S; ++s) {
-    out.f[s] = splat<V>(f[s * p.psi.s]);
-    for (int from = 0; from < S; ++from) out.d[s * S + from] = splat<V>(d[s * p.decay.s + from * p.decay_from]);
-  }
-  return out;
+// The factors of kTraceRows rows of a matrix in one row of the batch, next to each other: K times decay (S, S) and psi (S),
+// then the signals' (S), kTraceRows numbers each. As they come, those of neighbouring steps may all fall into one set of the
+// cache.
+constexpr int64_t kTraceRows = 16;
+template <int S>
+constexpr int64_t factors_size(const TraceShape& s) {
+  return kTraceRows * (s.K * (S * S + S) + s.signals * S);
 }
-template <int S, class V, class T>
-RX_FN void signals_of(const TraceStep<T>& p, int64_t m, int64_t b, int64_t unit, V* out) {
-  const T* x = p.signal.p + m * p.signal.k + b * p.signal.b + unit;
-  for (int s = 0; s < S; ++s) out[s] = splat<V>(x[s * p.signal.s]);
+template <class T, int S>
+void pack_factors(const TraceStep<T>& p, int64_t b, int64_t first, int64_t rows, T* to) {
+  const int64_t n = p.s.n, unit = first % n;
+  const bool whole = rows == kTraceRows && unit + rows <= n;                           // within one gate
+  const auto copy = [&](const T* from, int64_t step) __attribute__((always_inline)) {  // from: unit 0
+    if (whole && step == 1) {
+      std::memcpy(to, from + unit, sizeof(T) * kTraceRows);
+    } else {
+      for (int64_t i = 0, u = unit; i < rows; ++i, u = u + 1 < n ? u + 1 : 0) to[i] = from[u * step];
+    }
+    to += kTraceRows;
+  };
+  for (int64_t k = 0; k < p.s.K; ++k) {
+    const T *d = p.decay.p + k * p.decay.k + b * p.decay.b, *f = p.psi.p + k * p.psi.k + b * p.psi.b + first;
+    for (int s = 0; s < S; ++s) {
+      for (int from = 0; from < S; ++from) copy(d + s * p.decay.s + from * p.decay_from, p.decay_unit);
+    }
+    for (int s = 0; s < S; ++s, to += kTraceRows) {
+      if (rows == kTraceRows) {
+        std::memcpy(to, f + s * p.psi.s, sizeof(T) * kTraceRows);
+      } else {
+        std::memcpy(to, f + s * p.psi.s, sizeof(T) * static_cast<size_t>(rows));
+      }
+    }
+  }
+  for (int64_t m = 0; m < p.s.signals; ++m) {
+    for (int s = 0; s < S; ++s) copy(p.signal.p + m * p.signal.k + b * p.signal.b + s * p.signal.s, 1);
+  }
+}
+// Numbers `kTraceRows` apart, each in all lanes.
+template <int N, class V, class T>
+RX_FN void splats(const T* from, V* out) {
+  for (int i = 0; i < N; ++i) out[i] = splat<V>(from[i * kTraceRows]);
 }
 
 // Rows [first, end) of a bias, a vector of rows of one gate at a time.
