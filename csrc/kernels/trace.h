@@ -1,4 +1,4 @@
-// Launch parameters of trace updates. No torch here. B rows of a batch, S states per unit (1 or 2), n units, R = G n parameter
+// Launch parameters of trace updates. No torch here. B rows of a batch, S states per unit (1 to 3), n units, R = G n parameter
 // rows (row r belongs to unit r mod n), Q columns, K pending steps. The states of a trace are numbered 0 (as stored) to K; the
 // last `signals` of them are contracted, state `commit` is stored.
 #pragma once

@@ -64,7 +64,7 @@ void trace_step(const Tensor& trace, const OptionalTensor& bias, const Tensor& d
   STD_TORCH_CHECK(!signal || signal->dim() == 4, "signal must have 4 dimensions (K', B, S, n)");
   const int64_t B = trace.size(0), S = trace.size(1), R = trace.size(2), Q = trace.size(3), K = decay.size(0),
                 n = decay.size(4);
-  STD_TORCH_CHECK(S == 1 || S == 2, "a trace has 1 or 2 states, got " + std::to_string(S));
+  STD_TORCH_CHECK(S >= 1 && S <= 3, "a trace has 1 to 3 states, got " + std::to_string(S));
   const TraceShape shape{B, S, R, Q, n, K, commit, signal ? signal->size(0) : 0};
   const TraceArguments args(trace);
   args.check_out(trace, "trace", {B, S, R, Q});

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .._trace import trace_step
+
 
 def trace_pass(
     trace: Tensor | None,
@@ -16,30 +18,25 @@ def trace_pass(
     """K steps at once; gradients (R, Q) and (R,), None without ``signal`` or trace.
 
     trace (B, S, R, Q) and bias (B, S, R), the trace of a column of ones, are advanced in place by
-    the first ``commit`` steps. decay (K, B, S, S, n), psi (K, B, S, R), pre (K, B, Q), signal (K,
-    B, S, n).
+    the first ``commit`` steps. decay (K, B, S, S, n), psi (K, B, S, R), pre (K, B, Q), signal (K',
+    B, S, n) of the last K' steps, or with K = 0 of the trace as it is.
     """
-    steps, n = psi.shape[0], decay.shape[-1]
-    grads: list[Tensor | None] = []
-    for array, ones in ((trace, False), (bias, True)):
-        if array is None:
-            grads.append(None)
-            continue
-        e = array.unsqueeze(-1) if ones else array
-        b, s, r, q = e.shape
-        units = e.reshape(b, s, r // n, n, q)
-        total = None
-        for k in range(steps):
-            units = torch.einsum("bstu,btguq->bsguq", decay[k], units)
-            factor = psi[k].reshape(b, s, r // n, n, 1)
-            units = units + (factor if ones else factor * pre[k].reshape(b, 1, 1, 1, q))  # type: ignore[index]
-            if signal is not None:
-                now = torch.einsum("bsu,bsguq->guq", signal[k], units)
-                total = now if total is None else total + now
-            if k + 1 == commit:
-                array.copy_(units.reshape(array.shape))
-        if signal is not None and steps == 0:
-            total = torch.einsum("bsu,bsguq->guq", signal[0], units)
-        grads.append(None if total is None else total.reshape(r, q).squeeze(-1) if ones
-                     else total.reshape(r, q))  # fmt: skip
-    return grads[0], grads[1]
+    if trace is None:
+        if bias is None:
+            return None, None
+        ones = bias.new_ones(()).expand(psi.shape[0], bias.shape[0], 1)
+        total = None if signal is None else bias.new_zeros(bias.shape[2], 1)
+        trace_step(bias.unsqueeze(3), None, decay, psi, ones, signal, total, None, commit)
+        return None, None if total is None else total[:, 0]
+    assert pre is not None
+    grad = grad_bias = None
+    if signal is not None:
+        grad = trace.new_zeros(trace.shape[2:])
+        grad_bias = None if bias is None else bias.new_zeros(bias.shape[2])
+    trace_step(trace, bias, decay, psi, pre, signal, grad, grad_bias, commit)
+    return grad, grad_bias
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """(B, ...) each as (K, B, ...)."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._trace import new_trace
 from ..reference.leaky_rnn import LOCAL
 from .hops import Hops
 from .learner import Learner, Setting, add_direct, biases, joined
-from .passes import trace_pass
+from .passes import stacked, trace_pass
 from .records import Gradients, Record, without_past
 
 
@@ -39,16 +40,17 @@ class Traces(Learner):
         bias = bool({"b_ih", "b_hh"} & wanted)
         # a GRU's biases differ in their factors
         self.apart = cell.parts != cell.gates
-        shapes = {
-            "ih": (rows, setting.inputs) if "w_ih" in wanted else None,
-            "hh": (rows, n) if "w_hh" in wanted else None,
-            "b": (rows,) if bias else None,
-            "b_apart": (rows,) if bias and self.apart else None,
-            "u": (setting.units * n,) if setting.units else None,
-        }
+        batch, like = setting.batch, setting.like
+
+        def column(rows: int) -> Tensor:
+            return like.new_zeros(batch, states, rows)
+
         self.traces = {
-            name: None if shape is None else setting.like.new_zeros(setting.batch, states, *shape)
-            for name, shape in shapes.items()
+            "ih": new_trace(batch, states, rows, setting.inputs, like) if "w_ih" in wanted else None,
+            "hh": new_trace(batch, states, rows, n, like) if "w_hh" in wanted else None,
+            "b": column(rows) if bias else None,
+            "b_apart": column(rows) if bias and self.apart else None,
+            "u": column(setting.units * n) if setting.units else None,
         }
 
     def memory(self) -> dict[str, Tensor]:
@@ -86,7 +88,8 @@ class Traces(Learner):
         if any(s is not None for s in signals):
             if self.hops is not None:
                 signals = self.hops.sent_back(self.cell, reads, signals)
-            through = torch.stack(self._signals(reads, signals))
+            first = next(i for i, s in enumerate(signals) if s is not None)
+            through = stacked(self._signals(reads[first:], signals[first:]))
         factors = self.factors(reads)
         if at is not None:  # nothing but the sizes of the factors is read
             factors = [f._replace(psi=f.psi[:0], decay=f.decay[:0]) for f in factors]  # type: ignore[index]
@@ -103,8 +106,11 @@ class Traces(Learner):
         into, out = self.cell.into_input(psi), self.cell.into_output(psi)
         x = y = None
         if steps:
-            x = torch.stack([r.x for r in steps])
-            y = torch.stack([self.cell.output(r.before) for r in steps])
+            x = stacked([r.x for r in steps])
+            y = stacked([self.cell.output(r.before) for r in steps])
+        elif through is not None:
+            x = through.new_zeros(0, through.shape[1], self.setting.inputs)
+            y = through.new_zeros(0, through.shape[1], self.setting.hidden)
         t = self.traces
         w_ih, b = trace_pass(t["ih"], t["b"], decay, into, x, through, commit)
         w_hh, b_apart = trace_pass(t["hh"], t["b_apart"], decay, out, y, through, commit)

@@ -118,7 +118,7 @@ def trace_step_(
     whose parameters are a matrix of R rows (R = G n for G gates; row r belongs to unit r mod n)
     and P columns. B rows of a batch; all tensors float32 or float64, the same, on one device.
 
-    trace: (B, R, P), one state per unit, or (B, S, R, P) with S = 1 or 2 states; changed. Any
+    trace: (B, R, P), one state per unit, or (B, S, R, P) with S = 1 to 3 states; changed. Any
         memory layout; fastest as (R, B, S, P): ``torch.zeros(R, B, S, P).permute(1, 2, 0, 3)``.
     decay: how states pass on to the next step. A number, of every state to itself; (n,) or (B, n);
         with S: (S, S, n) or (B, S, S, n), entry [s, s', u] = d state s / d state s' before.

@@ -167,7 +167,8 @@ int64_t trace_block(const TraceShape& s) {
 // Numbers of scratch for one range of rows.
 template <class T>
 int64_t trace_scratch(const TraceShape& s) {
-  const int64_t factors = s.S == 1 ? factors_size<1>(s) : factors_size<2>(s), v = lanes<Vec<T>>();
+  const int64_t factors = s.S == 1 ? factors_size<1>(s) : s.S == 2 ? factors_size<2>(s) : factors_size<3>(s),
+                v = lanes<Vec<T>>();
   return s.B * (factors + s.K * padded<T>(s.Q)) + kTraceRows * s.signals * kTraceVecs * v + v;
 }
 
@@ -244,8 +245,10 @@ template <class T>
 void trace_step(const TraceStep<T>& p, int64_t first, int64_t end, T* scratch) {
   if (p.s.S == 1) {
     trace_states<T, 1>(p, first, end, scratch);
-  } else {
+  } else if (p.s.S == 2) {
     trace_states<T, 2>(p, first, end, scratch);
+  } else {
+    trace_states<T, 3>(p, first, end, scratch);
   }
 }
 

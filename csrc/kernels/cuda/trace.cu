@@ -180,7 +180,10 @@ const char* trace_step(const TraceStep<T>& p, void* stream) {
       part.s.K = plain + m + part.s.signals - 1;
       part.s.commit = 0;
     }
-    if (const char* error = p.s.S == 1 ? launch<T, 1>(part, stream) : launch<T, 2>(part, stream)) return error;
+    const char* error = p.s.S == 1   ? launch<T, 1>(part, stream)
+                        : p.s.S == 2 ? launch<T, 2>(part, stream)
+                                     : launch<T, 3>(part, stream);
+    if (error) return error;
   }
   return nullptr;
 }
