@@ -98,10 +98,10 @@ def reachable(mask: Tensor, k: int) -> Tensor:
     mask (n, n), True = connected, row = postsynaptic: a hop goes from p to u where mask[u, p].
     """
     n = mask.shape[0]
-    step = (mask.T | torch.eye(n, dtype=torch.bool)).float()
-    reach = torch.eye(n)
+    step = (mask.T | torch.eye(n, dtype=torch.bool)).to(torch.float32)
+    reach = torch.eye(n, dtype=torch.float32)
     for _ in range(k - 1):
-        more = ((reach @ step) > 0).float()
+        more = ((reach @ step) > 0).to(torch.float32)
         if torch.equal(more, reach):
             break
         reach = more

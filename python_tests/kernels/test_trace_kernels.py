@@ -196,7 +196,7 @@ def test_refusals_name_the_argument_and_change_nothing():
             ops.trace_step(**{**good, name: value})
     with pytest.raises(RuntimeError, match="trace must have stride 1"):
         ops.trace_step(**{**good, "trace": p.trace.mT.contiguous().mT})
-    with pytest.raises(RuntimeError, match="1 or 2 states"):
+    with pytest.raises(RuntimeError, match="1 to 3 states"):
         q = problem((2, 3, 3, 1, 4), 1, 0)
         q.run(ops.trace_step)
     out, args = rank_one((2, 3, 2, 4), 2, 1)

@@ -91,6 +91,11 @@ class StepCell:
         doesn't change from step to step, or nothing of it is carried; else None."""
         return None
 
+    def spread(self, record: Record) -> tuple[int, Tensor] | None:
+        """The place of a per-unit constant that acts on the output before the step, with the
+        derivative (B, n) of that; None where there is none."""
+        return None
+
     def without_weights(self, records: list[Record], want_units: bool = False) -> Factors:
         """Factors whose decay is all of the Jacobian but what goes through recurrent weights."""
         return self.factors(records, LOCAL, want_units)

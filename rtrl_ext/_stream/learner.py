@@ -18,7 +18,7 @@ class Setting:
     trained. wanted: the names of `PARTS` whose gradient is needed. like: gives dtype and device.
     uniform: the decay that all units share in their own path to the next step under e-prop, if
     they do and their factors then don't change; else None. place: number of the layer. batch_first:
-    of the module, for rules with tensors over steps.
+    of the module, for rules with tensors over steps. mask: (G n, n) bool, True = connected.
     """
 
     cell: StepCell
@@ -31,6 +31,7 @@ class Setting:
     uniform: float | None = None
     place: int = 0
     batch_first: bool = False
+    mask: Tensor | None = None
 
     @property
     def rank_one(self) -> bool:
@@ -87,6 +88,21 @@ class Learner:
     def looked_back(self) -> list[Record]:
         """Steps taken up that the rule still looks back at."""
         return []
+
+    def through(
+        self, records: Sequence[Record], signals: Sequence[Tensor | None]
+    ) -> Tensor | None:
+        """Gradients (K', B, S, n) of the states of the last K' steps, from the first on that has a
+        signal (B, n) at its output; None without."""
+        first = next((i for i, s in enumerate(signals) if s is not None), None)
+        if first is None:
+            return None
+        zero = torch.zeros_like(self.cell.output(records[first].after))
+        rows = [
+            self.cell.signal(r.after, r.weights, zero if s is None else s)
+            for r, s in zip(records[first:], signals[first:], strict=True)
+        ]
+        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
     def look_back(self, records: list[Record]) -> None:
         """Put those of a saved state in place."""

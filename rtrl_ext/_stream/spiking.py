@@ -139,6 +139,9 @@ class Spiking(StepCell):
         _, _, a, _, psi, _ = record.after
         return torch.stack([torch.zeros_like(a), torch.zeros_like(a), -psi * a], 1)
 
+    def spread(self, record: Record) -> tuple[int, Tensor] | None:
+        return (2, self._of_spikes_before([record])[0]) if self.adapts else None
+
     def _of_spikes_before(self, records: list[Record]) -> Tensor:
         """Derivative (1, K B, n) of the spikes before by β; 0 where the past doesn't count."""
         rows = []

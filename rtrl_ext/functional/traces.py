@@ -149,10 +149,10 @@ def trace_step_(
     rate = _rate(decay)
     tensors = {"trace": trace, "decay": rate, "psi": psi, "pre": pre}
     _check({**tensors, "signal": signal, "grad": grad})
-    if trace.dim() not in (3, 4) or (trace.dim() == 4 and trace.shape[1] not in (1, 2)):
+    if trace.dim() not in (3, 4) or (trace.dim() == 4 and trace.shape[1] not in (1, 2, 3)):
         raise ValueError(
             f"trace has shape {tuple(trace.shape)}; expected (B, R, P), or (B, S, R, P) with S = 1 "
-            "or 2 states"
+            "to 3 states"
         )
     _pair(signal, grad)
     states = trace.shape[1] if trace.dim() == 4 else None

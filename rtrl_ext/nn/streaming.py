@@ -194,7 +194,7 @@ class Streaming:
                 inputs = self.input_size if i == 0 else self.hidden_size
                 setting = Setting(
                     cell, batch_size, inputs, self.hidden_size, self._step_units(wanted), wanted,
-                    like, cell.uniform(read(False)), i, self.batch_first,
+                    like, cell.uniform(read(False)), i, self.batch_first, layers[i].mask,
                 )  # fmt: skip
                 learner: Learner = self.rule.learner(setting)
                 return learner

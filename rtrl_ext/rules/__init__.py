@@ -14,6 +14,8 @@ from .eprop import EProp
 from .snap1 import SnAp1
 from .mdgl import MDGL
 from .modprop import ModProp
+from .rtrl import RTRL
+from .snap import SnAp
 from .custom import Custom
 from .wrappers import MatchedNoise, Projected, Scaled
 # isort: on
@@ -27,9 +29,11 @@ __all__ = [
     "Immediate",
     "MatchedNoise",
     "ModProp",
+    "RTRL",
     "Projected",
     "Rule",
     "Scaled",
+    "SnAp",
     "SnAp1",
     "get",
     "known",

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import DIAGONAL_TOO, Rule
+from .._stream.influence import Influence
+from .._stream.learner import Learner, Setting
+from .._stream.traces import Traces
+from .base import DIAGONAL_TOO, Rule, register
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class RTRL(Rule):
     """The exact gradient, carried forward in time: ``M_t = J_t M_{t-1} + I_t``.
@@ -22,3 +26,12 @@ class RTRL(Rule):
     modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cost: ClassVar[str] = "2 B n³ (n + m); memory B n² (n + m) numbers, whatever T"
     source: ClassVar[str] = "Williams & Zipser 1989"
+
+    @property
+    def native(self) -> bool:
+        return False
+
+    def learner(self, setting: Setting) -> Learner:
+        if not setting.cell.reaches:  # a unit's own states are all that its parameters reach
+            return Traces(setting)
+        return Influence(setting)

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import EVERY_CELL, Rule, check_count
+from .._stream.influence import Influence
+from .._stream.learner import Learner, Setting
+from .base import EVERY_CELL, Rule, check_count, register
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class SnAp(Rule):
     """RTRL that keeps, for each parameter, the states reached from its unit in ``k - 1`` hops.
@@ -28,3 +31,10 @@ class SnAp(Rule):
 
     def __post_init__(self) -> None:
         check_count("snap", "k", self.k)
+
+    @property
+    def native(self) -> bool:
+        return False
+
+    def learner(self, setting: Setting) -> Learner:
+        return Influence(setting, k=self.k)
