@@ -90,7 +90,11 @@ def decay(tau: Tensor, dt: float) -> Tensor:
 
 
 def first_spikes(
-    v: Tensor, a: Tensor | None, count: Tensor | None, beta: Tensor | None, settings: Settings
+    v: Tensor,
+    a: Tensor | None,
+    count: Tensor | None,
+    beta: Tensor | None,
+    settings: "Settings | Options",
 ) -> tuple[Tensor, Tensor | None]:
     """The spikes of the step that left this state, with the surrogate's slope, and its counter.
 

@@ -197,7 +197,7 @@ def test_refusals_name_the_argument_and_change_nothing():
     with pytest.raises(RuntimeError, match="trace must have stride 1"):
         ops.trace_step(**{**good, "trace": p.trace.mT.contiguous().mT})
     with pytest.raises(RuntimeError, match="1 to 3 states"):
-        q = problem((2, 3, 3, 1, 4), 1, 0)
+        q = problem((2, 4, 3, 1, 4), 1, 0)
         q.run(ops.trace_step)
     out, args = rank_one((2, 3, 2, 4), 2, 1)
     with pytest.raises(RuntimeError, match="psi and signal go together"):

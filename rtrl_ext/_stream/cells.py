@@ -35,6 +35,21 @@ class StepCell:
         """Internal states at rest."""
         return tuple(like.new_zeros(batch, n) for _ in self.names)
 
+    def given(
+        self, public: Sequence[Tensor | None], batch: int, n: int, like: Tensor, weights: Weights
+    ) -> tuple[Tensor, ...]:
+        """Internal states from those of sequence mode (B, n), None for zeros."""
+        return tuple(like.new_zeros(batch, n) if s is None else s for s in public)
+
+    def joint(self, finals: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        """Gradients (B, S, n) of the states from those of `public` ones; like (B, n)."""
+        given = list(finals)[: self.states]
+        return torch.stack([torch.zeros_like(like) if g is None else g for g in given], 1)
+
+    def apart(self, gradient: Tensor) -> list[Tensor]:
+        """Gradients (B, S n) of the states as those of `public` ones."""
+        return list(gradient.chunk(self.states, 1))
+
     def output(self, states: Sequence[Tensor]) -> Tensor:
         """The output (B, n) among internal states."""
         return states[0]

@@ -36,11 +36,10 @@ class Influence(Learner):
         self.kept: Tensor | None = None  # (S n, n), for the per-unit constants
         self.influence: dict[str, Tensor] = {}
         rows, like = self.cell.gates * n, setting.like
+        mask = torch.ones(n, n, dtype=torch.bool)
         if k:
-            mask = setting.mask
-            if mask is None:
-                mask = torch.ones(n, n, dtype=torch.bool)
-            mask = mask[:n].cpu()  # the same for every gate
+            if setting.mask is not None:
+                mask = setting.mask[:n].cpu()  # the same for every gate
             reach = reachable(mask, k)
             self.kept = reach.T.repeat(self.cell.states, 1).to(like.device)
         for name, (there, with_bias, columns) in self.blocks.items():
@@ -48,8 +47,9 @@ class Influence(Learner):
             if not count:
                 continue
             if not k:
-                shape = (setting.batch, self.cell.states * n, rows, count)
-                self.influence[name] = like.new_zeros(shape)
+                self.influence[name] = like.new_zeros(
+                    setting.batch, self.cell.states * n, rows, count
+                )
                 continue
             own = torch.ones(n, count, dtype=torch.bool)
             if name == "hh" and there:
@@ -58,8 +58,9 @@ class Influence(Learner):
             self.patterns[name] = pattern
             self.influence[name] = pattern.zeros(setting.batch, like.dtype, like.device)
         if setting.units:
-            shape = (setting.batch, self.cell.states * n, setting.units * n)
-            self.influence["u"] = like.new_zeros(shape)
+            self.influence["u"] = like.new_zeros(
+                setting.batch, self.cell.states * n, setting.units * n
+            )
 
     def memory(self) -> dict[str, Tensor]:
         return self.influence

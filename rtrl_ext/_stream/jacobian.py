@@ -1,7 +1,5 @@
 """The whole Jacobian of a step, from each unit's own derivatives and the recurrent weights."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,10 +15,11 @@ def jacobian(cell: StepCell, record: Record, factors: Factors) -> Tensor:
     decay = factors.decay
     assert decay is not None
     _, b, s, _, n = decay.shape
-    by_output = through_weights(cell, record, factors)  # (B, S, n, n)
-    full = by_output.new_zeros(b, s, n, s, n)
-    for j, read in enumerate(cell.read(record.before)):
-        full[:, :, :, j] = by_output if read is None else by_output * read[:, None, None]
+    full = decay.new_zeros(b, s, n, s, n)
+    if cell.reaches:
+        by_output = through_weights(cell, record, factors)  # (B, S, n, n)
+        for j, read in enumerate(cell.read(record.before)):
+            full[:, :, :, j] = by_output if read is None else by_output * read[:, None, None]
     units = torch.arange(n, device=full.device)
     # advanced indices apart: (n, B, S, S)
     full[:, :, units, :, units] += decay[0].permute(3, 0, 1, 2)
@@ -57,5 +56,7 @@ def unit_terms(cell: StepCell, record: Record, factors: Factors) -> Tensor:
 
 def with_ones(x: Tensor, wanted: bool, ones: bool) -> Tensor:
     """(B, Q) columns of a block: ``x`` if wanted, and a last one for a bias."""
-    parts: Sequence[Tensor] = [*([x] if wanted else []), *([x.new_ones(x.shape[0], 1)] if ones else [])]
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+    if not ones:
+        return x
+    one = x.new_ones(x.shape[0], 1)
+    return torch.cat([x, one], 1) if wanted else one

@@ -26,6 +26,12 @@ class Leaky(StepCell):
         h = like.new_zeros(batch, n)
         return (h, activations.value(h, self.act)) if self.voltage else (h,)
 
+    def given(
+        self, public: Sequence[Tensor | None], batch: int, n: int, like: Tensor, weights: Weights
+    ) -> tuple[Tensor, ...]:
+        (h,) = super().given(public, batch, n, like, weights)
+        return (h, activations.value(h, self.act)) if self.voltage else (h,)
+
     def output(self, states: Sequence[Tensor]) -> Tensor:
         return states[-1]
 

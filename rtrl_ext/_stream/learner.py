@@ -89,9 +89,12 @@ class Learner:
         """Steps taken up that the rule still looks back at."""
         return []
 
-    def through(
-        self, records: Sequence[Record], signals: Sequence[Tensor | None]
-    ) -> Tensor | None:
+    def at_states(self, record: Record, signal: Tensor) -> Tensor:
+        """The gradient (B, S, n) of a step's states from that of its output (B, n)."""
+        through = self.cell.signal(record.after, record.weights, signal)
+        return through if record.final is None else through + record.final
+
+    def through(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Tensor | None:
         """Gradients (K', B, S, n) of the states of the last K' steps, from the first on that has a
         signal (B, n) at its output; None without."""
         first = next((i for i, s in enumerate(signals) if s is not None), None)
@@ -99,7 +102,7 @@ class Learner:
             return None
         zero = torch.zeros_like(self.cell.output(records[first].after))
         rows = [
-            self.cell.signal(r.after, r.weights, zero if s is None else s)
+            self.at_states(r, zero if s is None else s)
             for r, s in zip(records[first:], signals[first:], strict=True)
         ]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)

@@ -26,6 +26,18 @@ class Linear(StepCell):
     def initial(self, batch: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
         return (like.new_zeros(batch, 2 * n),)
 
+    def given(
+        self, public: Sequence[Tensor | None], batch: int, n: int, like: Tensor, weights: Weights
+    ) -> tuple[Tensor, ...]:
+        return super().given(public, batch, 2 * n, like, weights)
+
+    def joint(self, finals: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        (g,) = finals
+        return (torch.zeros_like(like) if g is None else g).unflatten(1, (2, -1))
+
+    def apart(self, gradient: Tensor) -> list[Tensor]:
+        return [gradient]
+
     def step(
         self, pre: Tensor, weights: Weights, before: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .._alif_layer import first_spikes
 from .._cells import CELLS, Adjoints, Pass
 from .._cells.alif import ALIF, Options
 from .._formulas import EXACT, Rule
@@ -33,6 +34,23 @@ class Spiking(StepCell):
         none = like.new_zeros(0)
         there = (True, True, self.adapts, self.options.refractory > 0, True, self.adapts)
         return tuple(like.new_zeros(batch, n) if t else none for t in there)
+
+    def given(
+        self, public: Sequence[Tensor | None], batch: int, n: int, like: Tensor, weights: Weights
+    ) -> tuple[Tensor, ...]:
+        states = list(super().given(public, batch, n, like, weights))
+        none = like.new_zeros(0)
+        v = states.pop(0)
+        a = states.pop(0) if self.adapts else None
+        count = states.pop(0) if self.options.refractory else None
+        beta = weights.units[2]
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            z, count = first_spikes(v, a, count, beta, self.options)
+            (by_v,) = torch.autograd.grad(z.sum(), v)
+        by_a = none if a is None or beta is None else -beta * by_v
+        optional = (none if s is None else s for s in (a, count))
+        return (z.detach(), v.detach(), *optional, by_v, by_a)
 
     def public(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(s for s in states[1:4] if s.dim() > 1)

@@ -45,9 +45,12 @@ class Traces(Learner):
         def column(rows: int) -> Tensor:
             return like.new_zeros(batch, states, rows)
 
+        def matrix(columns: int) -> Tensor:
+            return new_trace(batch, states, rows, columns, like)
+
         self.traces = {
-            "ih": new_trace(batch, states, rows, setting.inputs, like) if "w_ih" in wanted else None,
-            "hh": new_trace(batch, states, rows, n, like) if "w_hh" in wanted else None,
+            "ih": matrix(setting.inputs) if "w_ih" in wanted else None,
+            "hh": matrix(n) if "w_hh" in wanted else None,
             "b": column(rows) if bias else None,
             "b_apart": column(rows) if bias and self.apart else None,
             "u": column(setting.units * n) if setting.units else None,
@@ -146,8 +149,7 @@ class Traces(Learner):
             none = zero.new_zeros(zero.shape[0], self.cell.states, zero.shape[1])
             return [torch.cat([none, (zero if g is None else g).unsqueeze(1)], 1) for g in rows]
         return [
-            self.cell.signal(r.after, r.weights, zero if g is None else g)
-            for r, g in zip(steps, rows, strict=True)
+            self.at_states(r, zero if g is None else g) for r, g in zip(steps, rows, strict=True)
         ]
 
     def _extended(

@@ -9,7 +9,7 @@ from .._history import LeakyHistory
 from .._kernels import check_device, kernels
 from ..reference import activations
 from ..rules import BPTT, Rule
-from ..rules.base import for_cell
+from ..rules.base import for_function
 from ..rules.wrappers import Wrapper
 from ._arguments import LayerArguments, LeakySaved, prepare, refuse_replicas
 
@@ -63,7 +63,7 @@ def leaky_rnn(
         drive,
         lengths,
     )
-    chosen = for_cell(rule, "LeakyRNN", weight_hh.shape[-1])
+    chosen = for_function(rule, "LeakyRNN", weight_hh.shape[-1])
     if isinstance(chosen, Wrapper):
         refuse_replicas(chosen, a.replicas)
     if _state.exact_enabled():
@@ -165,7 +165,7 @@ def leaky_rnn_backward(
     Raises TypeError and ValueError as `leaky_rnn`.
     """
     check_saved(saved)
-    chosen = for_cell(rule, "LeakyRNN", saved.history.w.shape[-1])
+    chosen = for_function(rule, "LeakyRNN", saved.history.w.shape[-1])
     gy = check_gradient("grad_output", grad_output, saved.history.y, saved.replicas)
     gs_n = check_gradient("grad_h_n", grad_h_n, saved.history.y[:, 0], saved.replicas)
     return _gradients(saved, gy, gs_n, chosen)

@@ -6,7 +6,7 @@ from torch import Tensor
 from .._checks import check_lengths, check_tensor
 from .._lru_layer import check_complex, lru_layer
 from ..rules import Rule
-from ..rules.base import for_cell
+from ..rules.base import for_function
 from ..rules.wrappers import Wrapper
 from ._arguments import check_operands, check_ranks, refuse_replicas
 
@@ -75,7 +75,7 @@ def lru(
         "B_re",
     )
     lengths = check_lengths(lengths, steps, batch, x.device)
-    chosen = for_cell(rule, "LRU", n)
+    chosen = for_function(rule, "LRU", n)
     if isinstance(chosen, Wrapper):
         refuse_replicas(chosen, replicas)
     with torch.autocast(x.device.type, enabled=False):

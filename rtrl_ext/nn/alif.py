@@ -140,7 +140,6 @@ class SpikingRNN(RecurrentBase):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         spikes, finals = alif_layer(

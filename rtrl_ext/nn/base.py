@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _state
+from .._autograd import in_transform
 from .._checks import check_flag, check_mask, check_size, has_values
 from .._gated_layer import connected
 from .._layer import masked
+from .._refuse import Undifferentiable
 from .._stream.records import Weights
 from ..rules import BPTT, Rule
 from ..rules.base import for_cell
@@ -19,6 +21,12 @@ from ._torch_checks import TorchChecks
 from .streaming import Streaming
 
 _EXACT = BPTT()
+
+FORWARD_MODE = (
+    "the rule {rule!r} runs forward in time, which torch.func's gradients can't follow: use "
+    "autograd (backward, torch.autograd.grad), or exact_gradients(); torch.func.jvp of the forward "
+    "map is exact"
+)
 
 
 def renewed(source: Tensor, buffer: Tensor | None) -> Tensor:
@@ -167,10 +175,15 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, n) and final states (B, n) of one layer."""
         raise NotImplementedError
+
+    def _with_noise(
+        self, layer: int, x: Tensor, drive: Tensor | None, seed: Tensor | None
+    ) -> Tensor | None:
+        """``drive`` and this call's noise."""
+        return drive
 
     def _first_weight(self) -> Tensor:
         name = self._all_weights[0][0]
@@ -277,7 +290,16 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
         y, each = args.x, []
         for layer in range(self.num_layers):
             states = None if args.states is None else tuple(s[layer] for s in args.states)
-            y, last = self._run_layer(layer, y, states, args.drive[layer], args.lengths, rule, seed)
+            drive = self._with_noise(layer, y, args.drive[layer], seed)
+            if not rule.forward_mode:
+                y, last = self._run_layer(layer, y, states, drive, args.lengths, rule)
+            elif in_transform():
+                y, last = self._run_layer(layer, y, states, drive, args.lengths, _EXACT)
+                why = FORWARD_MODE.format(rule=rule.name)
+                y, *last = Undifferentiable.apply(why, y, *last)
+            else:
+                start = (None,) * len(self.state_names) if states is None else states
+                y, last = self._forward_mode(layer, y, start, drive, args.lengths, rule)
             each.append(last)
         if len(each) == 1:
             return y, tuple(s.unsqueeze(0) for s in each[0])

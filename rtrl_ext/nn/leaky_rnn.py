@@ -172,6 +172,14 @@ class LeakyRNN(RecurrentBase):
         )[0]  # fmt: skip
         return (self.noise_std * torch.sqrt(2 / leak) * z).to(leak.dtype)
 
+    def _with_noise(
+        self, layer: int, x: Tensor, drive: Tensor | None, seed: Tensor | None
+    ) -> Tensor | None:
+        if seed is None:
+            return drive
+        noise = self._noise(x, self._leak_of(layer), layer, seed)
+        return noise if drive is None else drive + noise
+
     def _run_layer(
         self,
         layer: int,
@@ -180,12 +188,8 @@ class LeakyRNN(RecurrentBase):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leak = self._leak_of(layer)
-        if seed is not None:
-            noise = self._noise(x, leak, layer, seed)
-            drive = noise if drive is None else drive + noise
         w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         h0 = None if states is None else states[0]
         y, h_n = leaky_layer(

@@ -8,16 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _state
+from .._autograd import in_transform
 from .._checks import check_flag, check_shape, check_size
+from .._layer import without_padding
 from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence
+from .._refuse import Undifferentiable
 from .._stream.cells import StepCell
 from .._stream.layer import LayerStream
 from .._stream.lru import Linear
 from .._stream.records import Weights
 from .._stream.state import State
-from ..rules import Rule
+from ..rules import BPTT, Rule
 from ..rules.base import for_cell
 from ._arguments import prepare
+from .base import FORWARD_MODE
 from .streaming import Streaming
 
 _SMALLEST = 1e-6  # keeps log(-log|λ|) finite where the ring touches 0 or 1
@@ -163,12 +168,32 @@ class LRU(Streaming, nn.Module):
         first = self._initial(h0, args)
         parameters = (getattr(self, name) for name in PARAMETERS)
         with torch.autocast(device, enabled=False) if cast else nullcontext():
-            output, last = lru_layer(
-                args.x.to(weight.dtype), first, *parameters, lengths=args.lengths, rule=self.rule,
-                state=self._rule_states[0],
-            )  # fmt: skip
+            x = args.x.to(weight.dtype)
+            if self.rule.forward_mode and not _state.exact_enabled():
+                output, last = self._forward_in_time(x, first, args.lengths)
+            else:
+                output, last = lru_layer(
+                    x, first, *parameters, lengths=args.lengths, rule=self.rule,
+                    state=self._rule_states[0],
+                )  # fmt: skip
         out, (h_n,) = args.results(output, (last.unsqueeze(0),))
         return out, h_n
+
+    def _forward_in_time(
+        self, x: Tensor, first: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The layer under a rule that runs forward in time."""
+        if in_transform():
+            parameters = (getattr(self, name) for name in PARAMETERS)
+            output, last = lru_layer(x, first, *parameters, lengths=lengths, rule=BPTT())
+            why = FORWARD_MODE.format(rule=self.rule.name)
+            y, h = Undifferentiable.apply(why, output, last)
+            return y, h
+        start = None if first is None else torch.cat([first.real, first.imag], 1)
+        states, (s_n,) = self._forward_mode(0, x, (start,), None, lengths, self.rule)
+        if lengths is not None:  # outputs past a row's length are zero
+            x = without_padding(x, lengths)
+        return self._read_out(states, x), torch.complex(*s_n.chunk(2, 1))
 
     def _initial(self, h0: Tensor | None, args: Any) -> Tensor | None:
         """The first state, complex (B, n), if there is one."""

@@ -11,7 +11,8 @@ from .._dtypes import computed
 from .._stream.cells import StepCell
 from .._stream.layer import LayerStream
 from .._stream.learner import Learner, Setting
-from .._stream.records import Weights
+from .._stream.records import PARTS, Weights
+from .._stream.sequence import Plan, Steps
 from .._stream.state import Shared, State, _load_layer
 
 
@@ -208,6 +209,37 @@ class Streaming:
         shared.constants = tuple([t._version * 2 + t.requires_grad for t in constants])
         shared.seed = self._step_seed(weight.device)
         return State(shared)
+
+    def _forward_mode(
+        self, layer: int, x: Tensor, states: tuple[Tensor | None, ...], drive: Tensor | None,
+        lengths: Tensor | None, rule: Any,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """Outputs (T, B, n) and final states (B, n) of a layer under a forward-mode rule."""
+        dtype = x.dtype
+        wide = computed(dtype)
+        x, drive = x.to(wide), None if drive is None else drive.to(wide)
+        states = tuple(None if s is None else s.to(wide) for s in states)
+        cell = self._step_cell(layer)
+        weights = self._step_weights(layer, True, wide)
+        mask = self._step_mask()
+        setting = Setting(
+            cell, x.shape[1], x.shape[2], self.hidden_size, self._step_units(weights.wanted),
+            weights.wanted, x.detach(), cell.uniform(weights), layer, self.batch_first, mask,
+        )  # fmt: skip
+        if torch.is_grad_enabled():
+            rule.learner(setting)  # refuses now what it would refuse in the backward pass
+        plan = Plan(
+            cell,
+            weights,
+            lambda: rule.learner(setting),
+            mask,
+            self.hidden_size,
+            rule.name == "rtrl",
+        )
+        y, *finals = Steps.apply(
+            plan, lengths, x, drive, *(weights.tensors.get(name) for name in PARTS), *states
+        )
+        return y.to(dtype), tuple(s.to(dtype) for s in finals)
 
     def _stream_public(self, layers: list[LayerStream]) -> tuple[Tensor, ...]:
         dtype = self._first_weight().dtype

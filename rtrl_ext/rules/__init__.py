@@ -16,20 +16,26 @@ from .mdgl import MDGL
 from .modprop import ModProp
 from .rtrl import RTRL
 from .snap import SnAp
+from .uoro import UORO
+from .kfrtrl import KFRTRL
+from .ok import OK
 from .custom import Custom
 from .wrappers import MatchedNoise, Projected, Scaled
 # isort: on
 
 __all__ = [
     "BPTT",
+    "KFRTRL",
     "MDGL",
+    "OK",
+    "RTRL",
     "TBPTT",
+    "UORO",
     "Custom",
     "EProp",
     "Immediate",
     "MatchedNoise",
     "ModProp",
-    "RTRL",
     "Projected",
     "Rule",
     "Scaled",

@@ -38,13 +38,15 @@ class Rule:
     modes: ClassVar[tuple[str, ...]] = ("sequence",)
     cost: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    #: whether the recursion runs forward in time, in sequence mode inside backward
+    forward_mode: ClassVar[bool] = False
     #: whether `get` makes the rule from its name
     named: ClassVar[bool] = True
 
     @property
     def native(self) -> bool:
         """Whether one pass of the backward kernel, set up by `policy`, is the whole rule."""
-        return True
+        return not self.forward_mode
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         """The backward kernel's settings for one layer.
@@ -162,6 +164,17 @@ def for_cell(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
             _check_cell(cls, cls.name, cell)
     rule = get(name_or_rule)
     rule.check(cell, hidden_size)
+    return rule
+
+
+def for_function(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
+    """`for_cell` for the functions of ``rtrl_ext.functional``, which run no forward-mode rule."""
+    rule = for_cell(name_or_rule, cell, hidden_size)
+    if rule.forward_mode:
+        raise ValueError(
+            f"rule {rule!r} runs in modules, in sequence mode and step by step; the functions take "
+            "rules that go backward in time (rtrl_ext.functional has its steps, such as rtrl_step_)"
+        )
     return rule
 
 

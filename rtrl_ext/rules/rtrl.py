@@ -24,12 +24,9 @@ class RTRL(Rule):
     name: ClassVar[str] = "rtrl"
     cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
+    forward_mode: ClassVar[bool] = True
     cost: ClassVar[str] = "2 B n³ (n + m); memory B n² (n + m) numbers, whatever T"
     source: ClassVar[str] = "Williams & Zipser 1989"
-
-    @property
-    def native(self) -> bool:
-        return False
 
     def learner(self, setting: Setting) -> Learner:
         if not setting.cell.reaches:  # a unit's own states are all that its parameters reach

@@ -26,15 +26,12 @@ class SnAp(Rule):
     name: ClassVar[str] = "snap"
     cells: ClassVar[tuple[str, ...]] = EVERY_CELL
     modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
+    forward_mode: ClassVar[bool] = True
     cost: ClassVar[str] = "2 B K² n (n + m), K units reached; memory B K n (n + m) numbers"
     source: ClassVar[str] = "Menick et al. 2021"
 
     def __post_init__(self) -> None:
         check_count("snap", "k", self.k)
-
-    @property
-    def native(self) -> bool:
-        return False
 
     def learner(self, setting: Setting) -> Learner:
         return Influence(setting, k=self.k)
