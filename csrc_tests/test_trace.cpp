@@ -117,7 +117,7 @@ bool full_wrong(const Case& c) {
       for (double gain : gains) (one ? want_one[static_cast<size_t>(r)] : want[static_cast<size_t>(r * c.Q + q)]) += gain;
     }
   }
-  return differs("trace", trace, want_trace) | differs("bias", bias, want_bias) | differs("grad", grad, want) |
+  return differs("trace", trace, want_trace) || differs("bias", bias, want_bias) || differs("grad", grad, want) ||
          differs("grad_bias", grad_bias, want_one);
 }
 
@@ -157,7 +157,7 @@ bool rank_one_wrong(const Case& c) {
       }
     }
   }
-  return differs("trace", trace, want_trace) | differs("bias", bias, want_bias) | differs("grad", grad, want) |
+  return differs("trace", trace, want_trace) || differs("bias", bias, want_bias) || differs("grad", grad, want) ||
          differs("grad_bias", grad_bias, want_one);
 }
 

@@ -49,24 +49,29 @@ def _repeats(x: Tensor) -> bool:
 
 
 def refuse_overlap(names: tuple[str, ...], tensors: dict[str, Tensor | None]) -> None:
-    """ValueError where one of ``names`` repeats elements or shares memory with another tensor."""
-    if torch.compiler.is_compiling():
+    """ValueError where one of ``names`` repeats elements or shares memory with another tensor.
+
+    All are of one device.
+    """
+    first = tensors[names[0]]
+    if torch.compiler.is_compiling() or first is None or not has_values(first):
         return
-    there = {
-        name: x
-        for name, x in tensors.items()
-        if x is not None and x.numel() > 0 and has_values(x) and not x.is_mkldnn
-    }
-    spans = {name: (x.device, *_span(x)) for name, x in there.items()}
-    for name in names:
-        if name not in there:
+    there = [(name, x) for name, x in tensors.items() if x is not None]
+    storages = [x.untyped_storage().data_ptr() for _, x in there]
+    for (name, x), mine in zip(there, storages, strict=True):
+        if name not in names or x.numel() == 0:
             continue
-        if _repeats(there[name]):
+        if not x.is_contiguous() and _repeats(x):
             raise ValueError(
                 f"{name} is written in place, but several of its elements are one number in "
-                f"memory (strides {there[name].stride()}): clone it"
+                f"memory (strides {x.stride()}): clone it"
             )
-        device, start, end = spans[name]
-        for other, (where, first, last) in spans.items():
-            if other != name and where == device and first < end and start < last:
+        if storages.count(mine) == 1:
+            continue
+        start, end = _span(x)
+        for (other, y), theirs in zip(there, storages, strict=True):
+            if other == name or theirs != mine or y.numel() == 0:
+                continue
+            low, high = _span(y)
+            if low < end and start < high:
                 raise ValueError(f"{name} is written in place and shares memory with {other}")

@@ -17,12 +17,13 @@ _WRITTEN = ("trace", "grad")
 def _check(tensors: dict[str, Tensor | None]) -> None:
     """What holds for all tensors of a call: types, dtype and device of ``trace``, autograd."""
     trace = check_tensor("trace", tensors["trace"])
-    if trace.dtype not in _DTYPES:
-        raise TypeError(f"trace has dtype {trace.dtype}; expected float32 or float64")
+    dtype, device = trace.dtype, trace.device
+    if dtype not in _DTYPES:
+        raise TypeError(f"trace has dtype {dtype}; expected float32 or float64")
     for name, x in tensors.items():
         if x is not None and (check_tensor(name, x).dim() > 0 or name != "decay"):
-            check_like(name, x, trace.dtype, trace.device, "trace")
-    _kernels.check_device(trace.device)
+            check_like(name, x, dtype, device, "trace")
+    _kernels.check_device(device)
     refuse_autograd(_WRITTEN, tensors)
     refuse_overlap(_WRITTEN, tensors)
 
@@ -49,21 +50,26 @@ def _rate(decay: Any) -> Tensor | None:
 def _steps(pre: Tensor, batch: int, columns: int) -> tuple[int, ...]:
     """(K,) where steps are pending together, else ()."""
     lead = tuple(pre.shape[:1]) if pre.dim() == 3 else ()
-    check_shape("pre", pre, (*lead, batch, columns))
+    _shape("pre", pre, (*lead, batch, columns))
     return lead
 
 
 def _contracted(signal: Tensor, states: int, tail: tuple[int, ...]) -> Tensor:
     """Signals with their leading K', at most as many as there are states."""
     if signal.dim() == len(tail):
-        return check_shape("signal", signal, tail)[None]
-    check_shape("signal", signal, (*signal.shape[:1], *tail), tail)
+        return _shape("signal", signal, tail)[None]
+    _shape("signal", signal, (*signal.shape[:1], *tail), tail)
     if signal.shape[0] > states:
         raise ValueError(
             f"signal has {signal.shape[0]} steps; expected at most {states}, the trace as it is "
             f"and after each of {states - 1} steps"
         )
     return signal
+
+
+def _shape(name: str, x: Tensor, *shapes: tuple[int, ...]) -> Tensor:
+    """`check_shape` of a tensor, in a fraction of the time where the first shape is right."""
+    return x if x.shape == shapes[0] else check_shape(name, x, *shapes)
 
 
 def _pair(signal: Tensor | None, grad: Tensor | None) -> None:
@@ -97,7 +103,7 @@ def _full_decay(
     else:
         inner = (n,) if states is None else (S, S, n)
         shapes = [inner, (batch, *inner)] + ([(*steps, batch, *inner)] if steps else [])
-        check_shape("decay", rate, *shapes)
+        _shape("decay", rate, *shapes)
         full = rate if states is not None else rate.unsqueeze(-2).unsqueeze(-2)
         full = full.reshape((1,) * (5 - full.dim()) + tuple(full.shape))
     return full.expand(count, batch, S, S, n)
@@ -159,13 +165,13 @@ def trace_step_(
     inner = () if states is None else (states,)
     batch, (rows, columns) = trace.shape[0], trace.shape[-2:]
     steps = _steps(pre, batch, columns)
-    check_shape("psi", psi, (*steps, batch, *inner, rows))
+    _shape("psi", psi, (*steps, batch, *inner, rows))
     n = _units(rows, (signal, rate))
     full = _full_decay(decay, trace, steps, batch, states, n)
     if signal is not None:
         signal = _contracted(signal, (steps[0] if steps else 1) + 1, (batch, *inner, n))
     if grad is not None:
-        check_shape("grad", grad, (rows, columns))
+        _shape("grad", grad, (rows, columns))
     if not steps:
         psi, pre = psi[None], pre[None]
     whole = trace
@@ -225,7 +231,7 @@ def rank1_trace_step_(
     if rate is None or rate.dim() == 0:
         full = torch.as_tensor(decay, dtype=trace.dtype, device=trace.device)
     else:
-        full = check_shape("decay", rate, (batch,), *([(*steps, batch)] if steps else []))
+        full = _shape("decay", rate, (batch,), *([(*steps, batch)] if steps else []))
     full = full.expand(count, batch)
     if signal is None:
         psi = None
@@ -237,13 +243,13 @@ def rank1_trace_step_(
         rows = psi.shape[-1]
         signal = _contracted(signal, count + 1, (batch, _units(rows, (signal,))))
         many = signal.shape[0]
-        check_shape("psi", psi, (batch, rows), (many, batch, rows), (*steps, batch, rows))
+        _shape("psi", psi, (batch, rows), (many, batch, rows), (*steps, batch, rows))
         if psi.dim() == 2:
             psi = psi.expand(many, batch, rows)
         elif psi.shape[0] != many:
             psi = psi[-many:] if many else psi[:0]
         assert grad is not None
-        check_shape("grad", grad, (rows, columns))
+        _shape("grad", grad, (rows, columns))
     if not steps:
         pre = pre[None]
     if signal is not None and signal.shape[0] == 0:

@@ -18,13 +18,13 @@ template <int S>
 constexpr int rows_together() {
   return S == 1 ? 2 : 1;
 }
-constexpr int64_t kTraceAhead = 64 << 10;  // bytes of the trace asked for ahead of time
-constexpr int64_t kTraceSums = 8 << 10;    // bytes of sums in `across`: with as much of the trace and of `pre` they stay in L1
+constexpr int64_t kTraceAhead = 256 << 10;  // bytes of the trace asked for ahead of time, at most
+constexpr int64_t kTraceSums = 8 << 10;     // bytes of sums in `across`: with as much of the trace and of `pre` they stay in L1
 
 // Rows r to r + Rows and a tile of columns, at most one step and one signal. `Step`: 1 advances and stores, 0 only contracts.
-// factors (B, size): of this row in its block; `lead`: so many rows of the batch ahead are asked for.
+// factors (B, size): of this row in its block; what lies `ahead` numbers further on is asked for.
 template <class T, int S, int Rows, int Vecs, bool Full, int Step, bool Signal>
-void trace_along(const TraceStep<T>& p, int64_t r, int64_t j, int last, const T* factors, int64_t size, int64_t lead) {
+void trace_along(const TraceStep<T>& p, int64_t r, int64_t j, int last, const T* factors, int64_t size, int64_t ahead) {
   using V = Vec<T>;
   constexpr int v = lanes<V>(), kSignal = Step * (S * S + S) * kTraceRows;
   const int64_t B = p.s.B, trace_b = p.trace.b, trace_s = p.trace.s, trace_row = p.trace_row, pre_b = p.pre.b;
@@ -37,7 +37,6 @@ void trace_along(const TraceStep<T>& p, int64_t r, int64_t j, int last, const T*
   T* row = p.trace.p + r * trace_row + j;
   const T* pre = p.pre.p + j;
   for (int64_t b = 0; b < B; ++b, row += trace_b, pre += pre_b, factors += size) {
-    const T* ahead = row + (b + lead < B ? lead * trace_b : Rows * trace_row + (lead - B) * trace_b);
     V y[Vecs];
     if constexpr (Step == 1) {
 #pragma GCC unroll 8
@@ -55,7 +54,7 @@ void trace_along(const TraceStep<T>& p, int64_t r, int64_t j, int last, const T*
       for (int i = 0; i < Vecs; ++i) {
         V e[S];
         for (int s = 0; s < S; ++s) {
-          __builtin_prefetch(ahead + a * trace_row + s * trace_s + i * v, 0, 2);
+          __builtin_prefetch(row + ahead + a * trace_row + s * trace_s + i * v, 0, 2);
           e[s] = read<Full, V>(row + a * trace_row + s * trace_s + i * v, last);
         }
         if constexpr (Step == 1) {
@@ -79,8 +78,9 @@ void trace_along(const TraceStep<T>& p, int64_t r, int64_t j, int last, const T*
 template <class T, int S, int Step, bool Signal>
 void trace_rows(const TraceStep<T>& p, int64_t first, int64_t end, T* scratch) {
   constexpr int kRows = rows_together<S>();
-  const int64_t size = factors_size<S>(p.s), bytes = kRows * S * p.s.Q * static_cast<int64_t>(sizeof(T));
-  const int64_t far = kTraceAhead / (bytes + 1) + 1, lead = far < p.s.B ? far : p.s.B;
+  const int64_t size = factors_size<S>(p.s), bytes = static_cast<int64_t>(sizeof(T)), next = kRows * p.trace_row;
+  // The same columns of the next rows, or, where those are too far for L2, of rows of the batch to come.
+  const int64_t ahead = next * bytes <= kTraceAhead ? next : (kTraceAhead / (4 * S * p.s.Q * bytes + 1) + 1) * p.trace.b;
   for (int64_t r0 = first; r0 < end; r0 += kTraceRows) {
     const int64_t rows = end - r0 < kTraceRows ? end - r0 : kTraceRows;
     for (int64_t b = 0; b < p.s.B; ++b) pack_factors<T, S>(p, b, r0, rows, scratch + b * size);
@@ -89,9 +89,9 @@ void trace_rows(const TraceStep<T>& p, int64_t first, int64_t end, T* scratch) {
         constexpr int kVecs = decltype(vecs)::value;
         constexpr bool F = decltype(full)::value;
         if (r + kRows <= rows) {
-          trace_along<T, S, kRows, kVecs, F, Step, Signal>(p, r0 + r, j, last, scratch + r, size, lead);
+          trace_along<T, S, kRows, kVecs, F, Step, Signal>(p, r0 + r, j, last, scratch + r, size, ahead);
         } else {
-          trace_along<T, S, 1, kVecs, F, Step, Signal>(p, r0 + r, j, last, scratch + r, size, lead);
+          trace_along<T, S, 1, kVecs, F, Step, Signal>(p, r0 + r, j, last, scratch + r, size, ahead);
         }
       });
     }
