@@ -5,20 +5,20 @@
 #include "kernels/influence.h"
 #include "kernels/lru.h"
 
-#define RX_DECLARE_TABLES(NS)             \
-  namespace rx {                          \
-  namespace NS {                          \
-  LeakyKernels<float> leaky_table_f32();  \
-  LeakyKernels<double> leaky_table_f64(); \
-  GatedKernels<float> gated_table_f32();  \
-  GatedKernels<double> gated_table_f64(); \
-  AlifKernels<float> alif_table_f32();    \
-  AlifKernels<double> alif_table_f64();   \
-  LruKernels<float> lru_table_f32();      \
-  LruKernels<double> lru_table_f64();     \
-  InfluenceKernels<float> influence_table_f32();     \
-  InfluenceKernels<double> influence_table_f64();     \
-  }                                       \
+#define RX_DECLARE_TABLES(NS)                     \
+  namespace rx {                                  \
+  namespace NS {                                  \
+  LeakyKernels<float> leaky_table_f32();          \
+  LeakyKernels<double> leaky_table_f64();         \
+  GatedKernels<float> gated_table_f32();          \
+  GatedKernels<double> gated_table_f64();         \
+  AlifKernels<float> alif_table_f32();            \
+  AlifKernels<double> alif_table_f64();           \
+  LruKernels<float> lru_table_f32();              \
+  LruKernels<double> lru_table_f64();             \
+  InfluenceKernels<float> influence_table_f32();  \
+  InfluenceKernels<double> influence_table_f64(); \
+  }                                               \
   }
 
 RX_DECLARE_TABLES(baseline)
