@@ -24,7 +24,7 @@ def patterns(shape):
     if n > 2:
         own[1] = False  # a unit without parameters
     sparse = [] if n == 1 else [random_mask(n, 1.5 / n, seed=n)]
-    listed = [make_pattern(mask, k, states, gates, own, small=0) for mask in sparse for k in (2, 3)]
+    listed = [make_pattern(mask, k, states, gates, own, whole=1) for mask in sparse for k in (2, 3)]
     options = {"states": states, "gates": gates, "columns": own}
     more = [snap_pattern(mask, 3, **options) for mask in sparse]
     return [*listed, *more, snap_pattern(n, 2, **options), snap_pattern(n, 1, **options)]

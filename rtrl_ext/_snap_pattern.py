@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 #: Connected pairs of a pattern aren't listed one by one if they are more than this share of all
-#: pairs, or states fewer than these: a small or full matrix product is faster than the list.
-_WHOLE, _SMALL = 0.5, 32
+#: pairs: a full matrix product is faster then.
+_WHOLE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +124,11 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def make_pattern(
-    mask: Tensor, k: int, states: int, gates: int, columns: Tensor, small: int = _SMALL
+    mask: Tensor, k: int, states: int, gates: int, columns: Tensor, whole: float = _WHOLE
 ) -> Pattern:
     """The pattern of checked arguments: mask (n, n) and columns (n, Q) bool, on the CPU.
 
-    Of patterns of up to ``small`` states all pairs count as linked.
+    Where more than a share ``whole`` of the pairs of a ``K_p`` are linked, all count as linked.
     """
     n = mask.shape[0]
     reach = reachable(mask, k)
@@ -142,7 +142,7 @@ def make_pattern(
         near = torch.cat([torch.tensor([p]), others.nonzero()[:, 0]])
         units.append(near)
         pairs = hears[near][:, near]
-        if states * len(near) <= small or int(pairs.sum()) > _WHOLE * pairs.numel():
+        if int(pairs.sum()) > whole * pairs.numel():
             link_counts += [0] * len(near)
         else:
             link_counts += pairs.sum(1).tolist()

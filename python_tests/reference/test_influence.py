@@ -38,7 +38,7 @@ def pattern_of(mask, k, name, m=M):
     """The pattern and the oracle's, for a block [W_hh, W_ih, bias]."""
     n, (states, gates) = len(mask), SIZES[name]
     columns = torch.cat([mask, torch.ones(n, m + 1, dtype=torch.bool)], 1)
-    pattern = make_pattern(mask, k, states, gates, columns, small=0)
+    pattern = make_pattern(mask, k, states, gates, columns, whole=1)
     return pattern, kept(mask, k, states, gates, columns)
 
 
