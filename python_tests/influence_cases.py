@@ -3,6 +3,7 @@
 import torch
 from influence_oracle import random_mask
 
+from rtrl_ext._snap_pattern import make_pattern
 from rtrl_ext.functional import snap_pattern
 from rtrl_ext.reference import snap
 
@@ -23,9 +24,10 @@ def patterns(shape):
     if n > 2:
         own[1] = False  # a unit without parameters
     sparse = [] if n == 1 else [random_mask(n, 1.5 / n, seed=n)]
+    listed = [make_pattern(mask, k, states, gates, own, whole=1) for mask in sparse for k in (2, 3)]
     options = {"states": states, "gates": gates, "columns": own}
-    found = [snap_pattern(mask, k, **options) for mask in sparse for k in (2, 3)]
-    return [*found, snap_pattern(n, 2, **options), snap_pattern(n, 1, **options)]
+    more = [snap_pattern(mask, 3, **options) for mask in sparse]
+    return [*listed, *more, snap_pattern(n, 2, **options), snap_pattern(n, 1, **options)]
 
 
 def problem(shape, steps, signals, dtype, pattern=None, seed=0):

@@ -53,29 +53,26 @@ def _span(x: Tensor) -> tuple[int, int]:
     return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
-def refuse_overlap(
-    changed: dict[str, tuple[Tensor | None, int]], others: dict[str, Tensor | None]
-) -> None:
+def refuse_overlap(changed: dict[str, int], **tensors: Tensor | None) -> None:
     """RuntimeError where memory that is written is shared, by two tensors or by one's own rows.
 
-    changed: with each tensor the number of leading dimensions that may have any strides.
+    changed: names of what is written, and how many leading dimensions may have any strides.
     """
     if torch.compiler.is_compiling():
         return
-    tensors = {name: x for name, (x, _) in changed.items()} | others
-    given = [(n, x) for n, x in tensors.items() if x is not None and x.numel() and has_values(x)]
-    for i, (name, x) in enumerate(given):
-        if name not in changed:
-            return
-        if _folds(x, changed[name][1]):
+    given = {n: x for n, x in tensors.items() if x is not None and x.numel() and has_values(x)}
+    spans = {name: _span(x) for name, x in given.items()}
+    for name, free in changed.items():
+        if name not in given:
+            continue
+        if _folds(given[name], free):
             raise RuntimeError(
                 f"{name}, which is changed in place, has several entries at one place in memory "
                 "(an expanded tensor?); clone it first"
             )
-        low, high = _span(x)
-        for other, y in given[i + 1 :]:
-            begin, end = _span(y)
-            if begin < high and low < end and x.device == y.device:
+        low, high = spans[name]
+        for other, (begin, end) in spans.items():
+            if other != name and begin < high and low < end:
                 raise RuntimeError(
                     f"{name}, which is changed in place, and {other} share memory; clone one"
                 )

@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-#: Share of connected pairs within a pattern from which on they are not listed one by one.
+#: Connected pairs of a pattern aren't listed one by one if they are more than this share of all
+#: pairs: a full matrix product is faster then.
 _WHOLE = 0.5
 
 
@@ -24,7 +25,8 @@ class Pattern:
     columns, column_at: the same for ``C_p``, ascending.
     links: for each entry of ``units`` the places in its ``K_p`` of the units it hears of, those of
         entry e from ``link_at[e]`` on; none at all where every unit of ``K_p`` may hear of every
-        other.
+        other. link_pairs: of each link its place in ``pairs``, int32 (2, connections): which unit
+        hears of which, itself included.
     at: (n+1,) int64, first number of each block.
     """
 
@@ -39,6 +41,8 @@ class Pattern:
     column_at: Tensor
     links: Tensor
     link_at: Tensor
+    link_pairs: Tensor
+    pairs: Tensor
     at: Tensor
     size: int
     most_units: int
@@ -50,12 +54,15 @@ class Pattern:
         return self.gates * self.n
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
-        """units, unit_at, columns, column_at, links, link_at, at on a device, kept there."""
-        own = self.units, self.unit_at, self.columns, self.column_at, self.links, self.link_at
+        """The lists, in the order of their fields, on a device, kept there."""
+        own = (
+            self.units, self.unit_at, self.columns, self.column_at, self.links, self.link_at,
+            self.link_pairs, self.pairs.reshape(-1), self.at,
+        )  # fmt: skip
         if device.type == "cpu":
-            return *own, self.at
+            return own
         if device not in self._moved:
-            self._moved[device] = tuple(x.to(device) for x in (*own, self.at))
+            self._moved[device] = tuple(x.to(device) for x in own)
         return self._moved[device]
 
     def zeros(
@@ -112,23 +119,35 @@ def _offsets(counts: list[int]) -> Tensor:
     return torch.tensor([0, *counts]).cumsum(0)
 
 
-def make_pattern(mask: Tensor, k: int, states: int, gates: int, columns: Tensor) -> Pattern:
-    """The pattern of checked arguments: mask (n, n) and columns (n, Q) bool, on the CPU."""
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts).int() if parts else torch.zeros(0, dtype=torch.int32)
+
+
+def make_pattern(
+    mask: Tensor, k: int, states: int, gates: int, columns: Tensor, whole: float = _WHOLE
+) -> Pattern:
+    """The pattern of checked arguments: mask (n, n) and columns (n, Q) bool, on the CPU.
+
+    Where more than a share ``whole`` of the pairs of a ``K_p`` are linked, all count as linked.
+    """
     n = mask.shape[0]
     reach = reachable(mask, k)
     hears = mask | torch.eye(n, dtype=torch.bool)
-    units, links, link_counts, sizes = [], [], [], []
+    number = torch.zeros(n, n, dtype=torch.int32)  # of each connection
+    number[hears] = torch.arange(int(hears.sum()), dtype=torch.int32)
+    units, links, link_pairs, link_counts, sizes = [], [], [], [], []
     for p in range(n):
         others = reach[p].clone()
         others[p] = False
         near = torch.cat([torch.tensor([p]), others.nonzero()[:, 0]])
         units.append(near)
         pairs = hears[near][:, near]
-        if int(pairs.sum()) > _WHOLE * pairs.numel():
+        if int(pairs.sum()) > whole * pairs.numel():
             link_counts += [0] * len(near)
         else:
             link_counts += pairs.sum(1).tolist()
             links.append(pairs.nonzero()[:, 1])
+            link_pairs.append(number[near][:, near][pairs])
         sizes.append(states * len(near) * gates * int(columns[p].sum()))
     at = _offsets(sizes)
     return Pattern(
@@ -137,8 +156,10 @@ def make_pattern(mask: Tensor, k: int, states: int, gates: int, columns: Tensor)
         unit_at=_offsets([len(u) for u in units]),
         columns=columns.nonzero()[:, 1].int(),
         column_at=_offsets(columns.sum(1).tolist()),
-        links=torch.cat(links).int() if links else torch.zeros(0, dtype=torch.int32),
+        links=_joined(links),
         link_at=_offsets(link_counts),
+        link_pairs=_joined(link_pairs),
+        pairs=hears.nonzero().T.contiguous().int(),
         at=at,
         size=int(at[-1]),
         most_units=max(len(u) for u in units),

@@ -1,5 +1,6 @@
 // Launch parameters of real-time recurrent learning, exact (RTRL) and on a sparse pattern (SnAp). No torch here. The influence
-// matrix of a block of parameters (R, Q) is d state / d parameter; row r belongs to unit r mod n, R = G n. A state is s n + unit.
+// matrix of a block of parameters (R, Q) is d state / d parameter; row r belongs to unit r mod n, R = G n. A state is s n +
+// unit.
 #pragma once
 #include <cstdint>
 
@@ -38,8 +39,10 @@ struct SnapPattern {
   const int64_t* column_at;   // (n + 1)
   const int32_t* links;       // of the i-th unit of K_p: places in K_p of the units it hears of; none at all: of every one
   const int64_t* link_at;     // (units + 1)
+  const int32_t* link_pairs;  // of each link its place in `pairs`
+  const int32_t* pairs;       // (2, pairs_all): every unit that hears of another or itself, and which
   const int64_t* at;          // (n + 1): first number of each block
-  int64_t units_all, columns_all;
+  int64_t units_all, columns_all, pairs_all;
 };
 
 template <class T>
@@ -49,6 +52,7 @@ struct SnapStep {
   SnapPattern pattern;
   T* influence;   // (B, numbers of a pattern), in place
   int64_t batch;  // numbers from one batch row to the next
+  T* values;      // (K, B, S, S, pairs), of the Jacobian: so close together that they stay in the cache. The CPU's alone
 };
 
 // One instruction set's kernels; scratch: 64-byte aligned, as many numbers as the function before says.
@@ -58,6 +62,8 @@ struct InfluenceKernels {
   int64_t (*rtrl_scratch)(const InfluenceShape&, int64_t columns);
   // Columns [first, end) of the influence, all rows: any split gives the same bits.
   void (*rtrl)(const RtrlStep<T>&, int64_t first, int64_t end, T* scratch);
+  // The values of steps and batch rows [first, end) of K B.
+  void (*snap_values)(const SnapStep<T>&, int64_t first, int64_t end);
   int64_t (*snap_scratch)(const SnapStep<T>&);
   // Owners [first, end): any split gives the same bits.
   void (*snap)(const SnapStep<T>&, int64_t first, int64_t end, T* scratch);

@@ -38,7 +38,7 @@ struct OnCpu {
 
   // Threads share owners, in runs of nearly equal work.
   template <class T>
-  static void run(const SnapStep<T>& p, const Tensor&, int64_t) {
+  static void run(SnapStep<T> p, const Tensor&, int64_t) {
     const InfluenceKernels<T>& kernels = influence_kernels<T>();
     const InfluenceShape& s = p.s;
     std::vector<double> work(static_cast<size_t>(s.n) + 1, 0.0);
@@ -56,6 +56,11 @@ struct OnCpu {
       const double share = work.back() * static_cast<double>(i) / static_cast<double>(threads);
       return std::lower_bound(work.begin(), work.end() - 1, share) - work.begin();
     };
+    const int64_t slices = s.K * s.B;
+    const Scratch<T> values(slices * s.S * s.S * p.pattern.pairs_all);
+    p.values = values.get();
+    torch::stable::parallel_for(0, slices, threads > 1 ? 1 : slices,
+                                [&](int64_t begin, int64_t end) { kernels.snap_values(p, begin, end); });
     const int64_t scratch_size = kernels.snap_scratch(p);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       const Scratch<T> scratch(scratch_size);

@@ -1,5 +1,5 @@
-// Steps of RTRL and SnAp as PyTorch ops: checks of what would crash, and parameters; `Target` says where they run. Arguments are
-// checked for users in rtrl_ext/functional/.
+// Steps of RTRL and SnAp as PyTorch ops: checks of what would crash, and parameters; `Target` says where they run. Arguments
+// are checked for users in rtrl_ext/functional/.
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -77,11 +77,9 @@ template <class T>
 InfluenceSteps<T> influence_steps(StepArguments& args, const InfluenceShape& s, const Tensor& jacobian, const Tensor& psi,
                                   const Tensor& pre, const OptionalTensor& signal, const OptionalTensor& grad) {
   const int64_t N = s.S * s.n;
-  InfluenceSteps<T> steps{args.in<T>(jacobian, "jacobian", {s.K, s.B, N, N}),
-                          args.in<T>(psi, "psi", {s.K, s.B, s.S, s.R}),
+  InfluenceSteps<T> steps{args.in<T>(jacobian, "jacobian", {s.K, s.B, N, N}), args.in<T>(psi, "psi", {s.K, s.B, s.S, s.R}),
                           args.in<T>(pre, "pre", {s.K, s.B, s.Q}),
-                          signal ? args.in<T>(*signal, "signal", {s.signals, s.B, s.S, s.n}) : nullptr,
-                          nullptr};
+                          signal ? args.in<T>(*signal, "signal", {s.signals, s.B, s.S, s.n}) : nullptr, nullptr};
   if (grad) {
     args.check(*grad, "grad", {s.R, s.Q});
     STD_TORCH_CHECK(grad->is_contiguous(), "grad must be contiguous");
@@ -111,8 +109,8 @@ void rtrl_step(const Tensor& influence, const Tensor& jacobian, const Tensor& ps
 template <class Target>
 void snap_step(const Tensor& influence, const Tensor& jacobian, const Tensor& psi, const Tensor& pre, const Tensor& units,
                const Tensor& unit_at, const Tensor& columns, const Tensor& column_at, const Tensor& links,
-               const Tensor& link_at, const Tensor& at, int64_t size, int64_t most_units, const OptionalTensor& signal,
-               const OptionalTensor& grad) {
+               const Tensor& link_at, const Tensor& link_pairs, const Tensor& pairs, const Tensor& at, int64_t size,
+               int64_t most_units, const OptionalTensor& signal, const OptionalTensor& grad) {
   const InfluenceShape s = influence_shape(jacobian, psi, pre, signal, grad);
   with_dtype(influence.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -125,22 +123,25 @@ void snap_step(const Tensor& influence, const Tensor& jacobian, const Tensor& ps
                               args.offsets(column_at, "column_at", s.n + 1),
                               args.places(links, "links"),
                               args.offsets(link_at, "link_at", units.numel() + 1),
+                              args.places(link_pairs, "link_pairs"),
+                              args.places(pairs, "pairs"),
                               args.offsets(at, "at", s.n + 1),
                               units.numel(),
-                              columns.numel()};
+                              columns.numel(),
+                              pairs.numel() / 2};
     const InfluenceSteps<T> steps = influence_steps<T>(args, s, jacobian, psi, pre, signal, grad);
     if (influence.numel() == 0 || (s.K == 0 && s.signals == 0)) return;
-    const SnapStep<T> p{s, steps, pattern, out<T>(influence), influence.stride(0)};
+    const SnapStep<T> p{s, steps, pattern, out<T>(influence), influence.stride(0), nullptr};
     Target::run(p, influence, most_units);
   });
 }
 
 inline void define_influence(torch::stable::detail::StableLibrary& m) {
-  m.def(
-      "rtrl_step(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor? signal, Tensor(b!)? grad) -> ()");
+  m.def("rtrl_step(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor? signal, Tensor(b!)? grad) -> ()");
   m.def(
       "snap_step(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor units, Tensor unit_at, "
-      "Tensor columns, Tensor column_at, Tensor links, Tensor link_at, Tensor at, int size, int most_units, "
+      "Tensor columns, Tensor column_at, Tensor links, Tensor link_at, Tensor link_pairs, Tensor pairs, Tensor at, "
+      "int size, int most_units, "
       "Tensor? signal, Tensor(b!)? grad) -> ()");
 }
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_mask
+from .._checks import check_mask, check_tensor
 from .._influence_kernels import (
     check_like_influence,
     refuse_gradients,
@@ -56,11 +56,9 @@ def rtrl_step_(
             J = psi.transpose(1, 2) * theta[:, m:-1]
             rtrl_step_(M, J, psi, pre, (h - target).unsqueeze(1), grad)
     """
-    refuse_gradients(
-        "rtrl_step_", influence=influence, jacobian=jacobian, psi=psi, pre=pre, signal=signal,
-        grad=grad,
-    )  # fmt: skip
-    check_like_influence(influence, jacobian=jacobian, psi=psi, pre=pre, signal=signal, grad=grad)
+    tensors = {"jacobian": jacobian, "psi": psi, "pre": pre, "signal": signal, "grad": grad}
+    check_like_influence(influence, **tensors)
+    refuse_gradients("rtrl_step_", influence=influence, **tensors)
     if influence.dim() != 4:
         raise ValueError(
             f"influence has shape {tuple(influence.shape)}; expected 4 dimensions, (B, S n, R, Q)"
@@ -78,10 +76,7 @@ def rtrl_step_(
         )
     steps = _steps(jacobian, psi, pre, signal, batch, states, width // states, rows, columns)
     _check_grad(grad, signal, rows, columns)
-    refuse_overlap(
-        {"influence": (influence, 2), "grad": (grad, 2)},
-        {"jacobian": jacobian, "psi": psi, "pre": pre, "signal": signal},
-    )
+    refuse_overlap({"influence": 2, "grad": 2}, influence=influence, **tensors)
     _run("rtrl_step", influence, steps, (), grad)
     return influence
 
@@ -118,13 +113,11 @@ def snap_step_(
             J = psi.transpose(1, 2) * (W_hh * mask)
             snap_step_(M, J, psi, pre, pattern, (h - target).unsqueeze(1), grad)
     """
-    refuse_gradients(
-        "snap_step_", influence=influence, jacobian=jacobian, psi=psi, pre=pre, signal=signal,
-        grad=grad,
-    )  # fmt: skip
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern is a {type(pattern).__name__}; expected one of snap_pattern")
-    check_like_influence(influence, jacobian=jacobian, psi=psi, pre=pre, signal=signal, grad=grad)
+    tensors = {"jacobian": jacobian, "psi": psi, "pre": pre, "signal": signal, "grad": grad}
+    check_like_influence(influence, **tensors)
+    refuse_gradients("snap_step_", influence=influence, **tensors)
     if influence.dim() != 2 or influence.shape[1] != pattern.size:
         raise ValueError(
             f"influence has shape {tuple(influence.shape)}; expected (B, {pattern.size}), "
@@ -139,10 +132,7 @@ def snap_step_(
         jacobian, psi, pre, signal, influence.shape[0], pattern.states, pattern.n, rows, columns
     )
     _check_grad(grad, signal, rows, columns)
-    refuse_overlap(
-        {"influence": (influence, 1), "grad": (grad, 2)},
-        {"jacobian": jacobian, "psi": psi, "pre": pre, "signal": signal},
-    )
+    refuse_overlap({"influence": 1, "grad": 2}, influence=influence, **tensors)
     lists = pattern.tensors(influence.device)
     _run("snap_step", influence, steps, (*lists, pattern.size, pattern.most_units), grad)
     return influence
@@ -175,7 +165,9 @@ def snap_pattern(
         _check_positive(name, value)
     if isinstance(mask_or_n, Tensor):
         if mask_or_n.dim() != 2:
-            raise ValueError(f"mask_or_n has shape {tuple(mask_or_n.shape)}; expected (n, n)")
+            raise ValueError(
+                f"mask_or_n has shape {tuple(mask_or_n.shape)}; expected (n, n)"
+            )
         found = check_mask(mask_or_n, mask_or_n.shape[0])
         assert found is not None
         mask = found.detach().cpu()

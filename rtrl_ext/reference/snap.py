@@ -19,6 +19,8 @@ def snap_step(
     column_at: Tensor,
     links: Tensor,
     link_at: Tensor,
+    link_pairs: Tensor,
+    pairs: Tensor,
     at: Tensor,
     size: int,
     most_units: int,

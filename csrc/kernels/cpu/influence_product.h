@@ -86,12 +86,24 @@ void influence_rest(int64_t rows, const T* a, int64_t lda, const T* b, int64_t l
   }
 }
 
+// What is needed next, to be brought into the cache meanwhile: rows `row` numbers apart, or p null.
+template <class T>
+struct Ahead {
+  const T* p;
+  int64_t row;
+  void prefetch(int64_t i, int64_t bytes) const {
+    const char* at = reinterpret_cast<const char*>(p + i * row);
+    for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(at + j, 1, 2);
+  }
+};
+
 template <class T, bool Full>
 void influence_strip(int64_t rows, const T* a, int64_t lda, const T* b, int64_t ldb, int64_t k, T* c, int64_t ldc, int count,
-                     const T* weights, T* sum) {
+                     const T* weights, T* sum, const Ahead<T>& ahead) {
   const int64_t blocks = (rows + kTileRows - 1) / kTileRows;  // of nearly equal height, as in gemm.h
   for (int64_t i = 0, r = 0; i < blocks; ++i) {
     const int64_t height = (rows - r + blocks - i - 1) / (blocks - i);
+    for (int64_t j = r; ahead.p && j < r + height; ++j) ahead.prefetch(j, influence_tile_columns<T>() * sizeof(T));
     influence_rest<T, kTileRows, Full>(height, a + r * lda, lda, b, ldb, k, c + r * ldc, ldc, count,
                                        weights ? weights + r : nullptr, sum);
     r += height;
@@ -99,18 +111,19 @@ void influence_strip(int64_t rows, const T* a, int64_t lda, const T* b, int64_t 
 }
 
 // c (rows, width) = a (rows, k) b (k, width); b and sums, and with `room` c, have whole tiles in their rows.
-// sums (width) += weights (rows) c, or weights null.
+// sums (width) += weights (rows) c, or weights null. ahead (rows, width).
 template <class T>
 void influence_product(int64_t rows, const T* a, int64_t lda, const T* b, int64_t ldb, int64_t k, int64_t width, T* c,
-                       int64_t ldc, bool room, const T* weights, T* sums) {
+                       int64_t ldc, bool room, const T* weights, T* sums, Ahead<T> ahead) {
   constexpr int64_t tile = influence_tile_columns<T>();
   for (int64_t j = 0; j < width; j += tile) {
     T* sum = weights ? sums + j : nullptr;
     if (room || j + tile <= width) {
-      influence_strip<T, true>(rows, a, lda, b + j, ldb, k, c + j, ldc, static_cast<int>(tile), weights, sum);
+      influence_strip<T, true>(rows, a, lda, b + j, ldb, k, c + j, ldc, static_cast<int>(tile), weights, sum, ahead);
     } else {
-      influence_strip<T, false>(rows, a, lda, b + j, ldb, k, c + j, ldc, static_cast<int>(width - j), weights, sum);
+      influence_strip<T, false>(rows, a, lda, b + j, ldb, k, c + j, ldc, static_cast<int>(width - j), weights, sum, ahead);
     }
+    if (ahead.p) ahead.p += tile;
   }
 }
 

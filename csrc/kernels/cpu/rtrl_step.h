@@ -54,8 +54,9 @@ void rtrl_panel(const RtrlStep<T>& p, int64_t first, int64_t end, T* scratch) {
       const T* weights = with >= 0 ? p.in.signal + (with * s.B + b) * N : nullptr;
       T *c = last ? m : to, *sum = with >= 0 ? sums + with * ld : nullptr;
       const int64_t ldc = last ? p.row : ld;
-      influence_product(N, p.in.jacobian + at * N * N, N, static_cast<const T*>(from), ld, N, width, c, ldc, !last, weights,
-                        sum);
+      // The panel of the next batch row, or the next panel of the first one.
+      const Ahead<T> ahead{k > 0 ? nullptr : b + 1 < s.B ? m + p.batch : p.influence + end, p.row};
+      influence_product<T>(N, p.in.jacobian + at * N * N, N, from, ld, N, width, c, ldc, !last, weights, sum, ahead);
       rtrl_immediate(s, p.in.psi + at * s.S * s.R, p.in.pre + at * s.Q, first, width, c, ldc, weights, sum);
       std::swap(from, to);
     }

@@ -1,6 +1,6 @@
 // How operations start the steps of RTRL and SnAp on CUDA. No torch and no CUDA header here. A block has a panel of columns of
-// one batch row in shared memory; each batch row's share of the gradient goes to `partial`, and a second launch adds these up in
-// order.
+// one batch row in shared memory; each batch row's share of the gradient goes to `partial`, and a second launch adds these up
+// in order.
 #pragma once
 #include "kernels/influence.h"
 

@@ -30,8 +30,7 @@ struct Block {
   T *old, *tile, *m;
   int64_t r[kColumns], q[kColumns];  // of the thread's columns: row of the parameters and place in it
 
-  __device__ __forceinline__ Block(const RtrlStep<T>& step, T* shared, int64_t panels, bool whole)
-      : p(step), vec(whole) {
+  __device__ __forceinline__ Block(const RtrlStep<T>& step, T* shared, int64_t panels, bool whole) : p(step), vec(whole) {
     const InfluenceShape& s = p.s;
     const int64_t all = s.R * s.Q;
     N = static_cast<int>(s.S * s.n);

@@ -166,9 +166,7 @@ template <class T>
 const char* snap_step(const SnapStep<T>& p, int64_t most_units, T* partial, void* stream) {
   if (const char* error = last_error()) return error_of("a CUDA call before this one", error);
   const int64_t most = limits().max_dynamic_shared, rows = p.s.S * most_units;
-  const auto bytes = [&](int64_t width) {
-    return (kThreads * kColumns + rows * width) * static_cast<int64_t>(sizeof(T));
-  };
+  const auto bytes = [&](int64_t width) { return (kThreads * kColumns + rows * width) * static_cast<int64_t>(sizeof(T)); };
   if (bytes(32) <= most) return start<T, 32>(p, partial, bytes(32), most, stream);
   if (bytes(4) > most) return error_of("snap_step", "more states than a block's shared memory holds");
   return start<T, 4>(p, partial, bytes(4), most, stream);
