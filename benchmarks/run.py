@@ -27,6 +27,7 @@ SUITES = {
     "batch_scaling": "batch_scaling",
     "T_scaling": "t_scaling",
     "lru": "lru",
+    "uoro_step": "uoro_step",
     "replicas": "replicas",
     "cold_start": "cold_start",
     "end_to_end": "end_to_end",
