@@ -28,6 +28,7 @@ SUITES = {
     "T_scaling": "t_scaling",
     "lru": "lru",
     "trace_step": "trace_step",
+    "uoro_step": "uoro_step",
     "replicas": "replicas",
     "cold_start": "cold_start",
     "end_to_end": "end_to_end",

@@ -132,11 +132,22 @@ bool wrong(const Case& c) {
   std::vector<rx::UoroBlock<double>> given;
   for (Block& k : blocks) {
     given.push_back({k.R, k.Q, k.psi.p.get(), k.pre.p.get(), k.theta.p.get(), c.signal ? k.grad.p.get() : nullptr, k.a.p.get(),
-                     k.sums.p.get()});
+                     k.sums.p.get(), nullptr});
   }
-  const rx::Uoro<double> step{c.B, c.S, c.n, J.p.get(), nu.p.get(), c.signal ? signal.p.get() : nullptr,
-                              c.drops ? keep.get() : nullptr, s.p.get(), norms.p.get(), moved.p.get(), scale.p.get(),
-                              weight.p.get(), given.data(), static_cast<int64_t>(given.size())};
+  const rx::Uoro<double> step{c.B,
+                              c.S,
+                              c.n,
+                              J.p.get(),
+                              nu.p.get(),
+                              c.signal ? signal.p.get() : nullptr,
+                              c.drops ? keep.get() : nullptr,
+                              s.p.get(),
+                              norms.p.get(),
+                              moved.p.get(),
+                              scale.p.get(),
+                              weight.p.get(),
+                              given.data(),
+                              static_cast<int64_t>(given.size())};
   if (const char* error = rx::cuda::uoro_step(step, c.known, nullptr)) {
     std::printf("%s\n", error);
     return true;

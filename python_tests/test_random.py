@@ -2,7 +2,7 @@
 
 import torch
 
-from rtrl_ext._random import draw_seed, normal, philox
+from rtrl_ext._random import draw_seed, normal, philox, signs
 
 
 def words(*values):
@@ -56,3 +56,34 @@ def test_seed_comes_from_torchs_generator():
     assert draw_seed(device) == a and a != b and a >= 0
     seeds = torch.func.vmap(lambda x: x + draw_seed(device))(torch.zeros(3, dtype=torch.int64))
     assert (seeds == seeds[0]).all()
+
+
+def test_signs_of_steps_rows_and_indices_can_be_drawn_apart():
+    first = torch.tensor([4, 0, 9])
+    z = signs(2**61 + 12345, first, 5, 300, stream=2)
+    assert z.shape == (5, 3, 300) and (z.abs() == 1).all()
+    assert torch.equal(signs(2**61 + 12345, first + 3, 1, 300, stream=2), z[3:4])
+    assert torch.equal(signs(2**61 + 12345, first[:2], 5, 300, stream=2), z[:, :2])
+    assert torch.equal(signs(2**61 + 12345, first, 5, 130, stream=2), z[..., :130])
+    shifted = signs(2**61 + 12345, torch.tensor([6, 2, 11]), 3, 300, stream=2)
+    assert torch.equal(shifted, z[2:])
+    for other in (signs(2**61 + 12345, first, 5, 300), signs(5, first, 5, 300, stream=2)):
+        assert 0.4 < (other == z).double().mean() < 0.6
+
+
+def test_signs_are_bits_of_philox():
+    """Sign i is bit i mod 32 of word i / 32, of a draw whose stream has its top bit set."""
+    counter = words(1, 2, 7, 3 | 1 << 31)
+    draw = philox(counter, words(0x89ABCDEF, 0x01234567))
+    bits = [int(draw[i // 32]) >> i % 32 & 1 for i in range(128)]
+    found = signs(0x0123456789ABCDEF, torch.full((3,), 7), 1, 256, stream=3)
+    assert found[0, 2, 128:].tolist() == [2 * bit - 1 for bit in bits]
+
+
+def test_moments_of_signs():
+    z = signs(7, torch.arange(40), 200, 25).double()
+    n = z.numel()
+    assert abs(z.mean()) < 4 / n**0.5
+    flat = z.flatten()
+    for lag in (1, 2, 25, 32, 25 * 40, 25 * 41):
+        assert abs((flat[lag:] * flat[:-lag]).mean()) < 4 / (n - lag) ** 0.5

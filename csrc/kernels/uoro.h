@@ -6,6 +6,7 @@
 namespace rx {
 
 constexpr int64_t kUoroBlocks = 16;  // at most, in one call
+constexpr int64_t kUoroPad = 16;     // numbers of the longest vector
 
 // A matrix of parameters, (R, Q): row r belongs to unit r mod n, so that R is a multiple of n.
 template <class T>
@@ -16,7 +17,8 @@ struct UoroBlock {
   T* theta;      // (B, R, Q)
   T* grad;       // (R, Q), added to, or null
   T* a;          // (B, R) scratch: nu^T I is a[b, r] pre[b, q]; then over rho1
-  T* sums;       // (B, R, parts) scratch: the squares of a part of a row of theta, summed; on the CPU, rows are one part
+  T* sums;       // (B, parts) scratch: the squares of a part of theta, summed
+  T* padded;     // (B, Q + 2 kUoroPad) scratch on the CPU: pre between zeros
 };
 
 template <class T>
@@ -35,18 +37,20 @@ struct Uoro {
   int64_t count;
 };
 
-// One instruction set's kernels; a step calls them in this order, `norms` once before if the norm isn't known.
+// One instruction set's kernels; a step calls move, weigh, pass and norms, in this order. A block is cut into parts by
+// its shape alone.
 template <class T>
 struct UoroKernels {
-  // sums of the rows [first, last) of a block, as it is
+  int64_t (*parts)(int64_t R, int64_t Q);
+  // sums of the parts [first, last) of a block as it is; then `norms` gives the norm before a step
   void (*square)(const Uoro<T>&, const UoroBlock<T>&, int64_t first, int64_t last);
-  // norm from sums, of all rows
+  // norm from sums, of all batch rows
   void (*norms)(const Uoro<T>&);
   // moved, of the states [first, last) of B * S n
   void (*move)(const Uoro<T>&, int64_t first, int64_t last);
   // a, scale, s and weight of the batch rows [first, last)
   void (*weigh)(const Uoro<T>&, int64_t first, int64_t last);
-  // theta, sums and grad, of the rows [first, last) of a block
+  // theta, sums and grad, of the parts [first, last) of a block
   void (*pass)(const Uoro<T>&, const UoroBlock<T>&, int64_t first, int64_t last);
 };
 

@@ -14,7 +14,8 @@ void random_signs(const Tensor& to, int64_t seed, const Tensor& first, int64_t s
   if (to.numel() == 0) return;
   with_dtype(to.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Signs<T> p{to.size(0), to.size(1), to.size(2), seed, stream, static_cast<const int64_t*>(first.const_data_ptr()), out<T>(to)};
+    const Signs<T> p{to.size(0), to.size(1), to.size(2), seed, stream, static_cast<const int64_t*>(first.const_data_ptr()),
+                     out<T>(to)};
     Target::run(p, to);
   });
 }

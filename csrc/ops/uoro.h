@@ -28,8 +28,9 @@ class Operands {
   }
   const bool* flags(const std::optional<Tensor>& x, const std::string& name, int64_t count) {
     if (!x) return nullptr;
-    STD_TORCH_CHECK(x->scalar_type() == ScalarType::Bool && x->dim() == 1 && x->size(0) == count && x->device() == like_.device(),
-                    name + " must be a bool tensor of shape (" + std::to_string(count) + ",) on the device of the rest");
+    STD_TORCH_CHECK(
+        x->scalar_type() == ScalarType::Bool && x->dim() == 1 && x->size(0) == count && x->device() == like_.device(),
+        name + " must be a bool tensor of shape (" + std::to_string(count) + ",) on the device of the rest");
     kept_.push_back(x->is_contiguous() ? *x : torch::stable::contiguous(*x));
     return static_cast<const bool*>(kept_.back().const_data_ptr());
   }
@@ -91,34 +92,41 @@ void uoro_step(const Tensor& s, TensorList theta, const Tensor& norm, bool known
     using T = decltype(zero);
     Operands args(s);
     std::vector<UoroBlock<T>> blocks;
-    int64_t size = B * (states + 2);  // of scratch: moved, scale, weight; a and sums of all blocks
+    int64_t size = B * (states + 2);  // of scratch: moved, scale, weight; a, sums and padded of all blocks
     for (size_t i = 0; i < theta.size(); ++i) {
       STD_TORCH_CHECK(theta[i].dim() == 3, "theta must have 3 dimensions (B, R, Q)");
       const int64_t R = theta[i].size(1), Q = theta[i].size(2);
       STD_TORCH_CHECK(n > 0 ? R % n == 0 : R == 0, "rows of theta must be a multiple of the units");
-      UoroBlock<T> block{R, Q, args.read<T>(psi[i], "psi", {K, B, S, R}), args.read<T>(pre[i], "pre", {K, B, Q}),
-                        args.write<T>(theta[i], "theta", {B, R, Q}),
-                        grad.empty() ? nullptr : args.write<T>(grad[i], "grad", {R, Q}), nullptr, nullptr};
+      UoroBlock<T> block{R,
+                         Q,
+                         args.read<T>(psi[i], "psi", {K, B, S, R}),
+                         args.read<T>(pre[i], "pre", {K, B, Q}),
+                         args.write<T>(theta[i], "theta", {B, R, Q}),
+                         grad.empty() ? nullptr : args.write<T>(grad[i], "grad", {R, Q}),
+                         nullptr,
+                         nullptr,
+                         nullptr};
       if (R * Q == 0) continue;
-      size += B * R * (1 + Target::parts(Q));
+      size += B * (R + Target::template parts<T>(R, Q) + Target::padded(Q));
       blocks.push_back(block);
     }
-    UoroCall<T> call{{B, S, n, args.read<T>(jacobian, "jacobian", {K, B, states, states}),
-                      args.read<T>(signs, "signs", {K, B, states}),
-                      signal ? args.read<T>(*signal, "signal", {signals, B, states}) : nullptr, args.flags(keep, "keep", B),
-                      args.write<T>(s, "s", {B, states}), args.write<T>(norm, "norm", {B}), nullptr, nullptr, nullptr, nullptr,
-                      static_cast<int64_t>(blocks.size())},
-                     std::move(blocks),
-                     K,
-                     signals,
-                     known};
+    UoroCall<T> call{
+        {B, S, n, args.read<T>(jacobian, "jacobian", {K, B, states, states}), args.read<T>(signs, "signs", {K, B, states}),
+         signal ? args.read<T>(*signal, "signal", {signals, B, states}) : nullptr, args.flags(keep, "keep", B),
+         args.write<T>(s, "s", {B, states}), args.write<T>(norm, "norm", {B}), nullptr, nullptr, nullptr, nullptr,
+         static_cast<int64_t>(blocks.size())},
+        std::move(blocks),
+        K,
+        signals,
+        known};
     if (B == 0 || states == 0 || K == 0) return;
     const Tensor scratch = make(s, {size});
     T* next = out<T>(scratch);
     for (UoroBlock<T>& block : call.blocks) {
       block.a = next;
       block.sums = next + B * block.R;
-      next += B * block.R * (1 + Target::parts(block.Q));
+      block.padded = block.sums + B * Target::template parts<T>(block.R, block.Q);
+      next = block.padded + B * Target::padded(block.Q);
     }
     call.step.moved = next;
     call.step.scale = next + B * states;

@@ -7,7 +7,11 @@ namespace rx {
 namespace {
 
 struct OnCudaUoro {
-  static int64_t parts(int64_t Q) { return cuda::uoro_parts(Q); }
+  template <class T>
+  static int64_t parts(int64_t R, int64_t Q) {
+    return R * cuda::uoro_parts(Q);
+  }
+  static int64_t padded(int64_t) { return 0; }
   template <class T>
   static void run(UoroCall<T>& call, const Tensor& like) {
     const Context context(like);

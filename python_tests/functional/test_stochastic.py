@@ -47,8 +47,9 @@ def check_mean(net, found):
     for got, true in zip(found, net.influence[-1], strict=True):
         assert true.norm() > 0.1
         assert far(got.mean(0), true) < 1e-12
-        # and no row is the influence itself
-        assert min(far(row, true) for row in got[:: max(1, len(got) // 50)]) > 1e-2
+        # and rows are not the influence itself
+        noise = (got - true).square().sum((1, 2, 3)).mean().sqrt()
+        assert float(noise) > 1e-3 * float(true.norm())
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -94,11 +95,15 @@ def test_the_spiking_network_spikes():
 
 
 @pytest.mark.parametrize("rule, count", [("uoro", 2), ("kfrtrl", 2), ("ok", 3)])
-def test_unbalanced_factors_are_no_estimate(rule, count):
-    """Half the patterns have another mean: the test above would notice a pattern left out."""
+def test_signs_that_go_together_are_not(rule, count):
+    """The half of the patterns in which signs go together has another mean: the tests above
+    would notice signs that aren't independent."""
     net = Network("LeakyRNN")
-    half = every_pattern(4, count)[:, ::2]
-    (found,) = run(net, rule, half)
+    signs = every_pattern(4, count)
+    together = signs[-1, :, -1] * signs[-1, :, -2]
+    if rule == "kfrtrl":  # where u and A change sign as one, two signs alone would do no harm
+        together = together * signs[-2, :, 1]
+    (found,) = run(net, rule, signs[:, together > 0])
     assert far(found.mean(0), net.influence[-1][0]) > 1e-2
 
 
@@ -122,9 +127,14 @@ def test_variance_of_ok(rank, route):
         def normal(*size, g=g):
             return torch.randn(*size, generator=g, dtype=torch.float64)
 
-        spread = torch.logspace(0, -seed / 3, rank, dtype=torch.float64)
+        spread = torch.logspace(0, -(seed % 4), rank, dtype=torch.float64)
         u, a = normal(1, rank, columns) * spread[:, None], normal(1, rank, n, n)
-        J, psi, pre = normal(1, n, n), 0.3 * normal(1, 1, n), normal(1, columns)
+        J, psi, pre = normal(1, n, n), normal(1, 1, n), normal(1, columns)
+        if seed % 3 == 0:  # all singular values nearly equal: none is kept
+            eye = torch.eye(columns, dtype=torch.float64)
+            u, pre = eye[None, :rank] + 0.1 * u, eye[None, rank]
+            a = a / a.flatten(2).norm(dim=2)[:, :, None, None]
+            J, psi = torch.eye(n, dtype=torch.float64)[None], torch.full_like(psi, 0.5)
         dense = kronecker(u, J[:, None] @ a)[0] + torch.diag_embed(psi[0])[0, :, :, None] * pre[0]
         d = torch.linalg.svdvals(dense.reshape(n * n, columns))[: rank + 1]
         m = next(m for m in range(rank) if (rank - m) * d[m] <= d[m:].sum())
@@ -142,7 +152,7 @@ def test_variance_of_ok(rank, route):
             x, values, y = torch.linalg.svd(dense.reshape(n * n, columns), full_matrices=False)
             shown = torch.einsum("xi,bxp,ip->bi", x[:, :m], found.flatten(1, 2), y[:m])
             assert (shown - values[:m]).abs().max() < 1e-12 * values[0]
-    assert len(kept) == rank or rank == 3
+    assert len(kept) >= min(rank, 2)
 
 
 def test_errors_fall_from_uoro_to_kfrtrl_to_ok():

@@ -20,10 +20,11 @@ def test_equal_the_reference(shape, dtype):
         same(p.run(ops.uoro_step, **options), p.run(uoro.uoro_step, **options), dtype)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 5, 8])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_norm_is_the_norm_bit_for_bit(dtype):
+def test_norm_is_the_norm_bit_for_bit(dtype, batch):
     """A call that isn't told the norm goes on as one that is."""
-    p = Problem((5, 1, 17, [(3, 33), (1, 1)], 3), dtype)
+    p = Problem((batch, 1, 47, [(3, 99), (1, 1)], 3), dtype)
     s, norm, *theta = p.run(ops.uoro_step, signals=None, graded=False)
     assert torch.allclose(norm, uoro.norm_of(theta))
     p.s, p.theta = s, theta

@@ -5,7 +5,7 @@
 namespace rx {
 namespace cuda {
 
-// Columns of theta that one warp has; the parts of a row in `sums`.
+// Columns of theta that one warp has, and how many warps a row takes: `sums` is (B, R, parts of a row).
 constexpr int64_t kUoroColumns = 128;
 inline int64_t uoro_parts(int64_t Q) {
   return (Q + kUoroColumns - 1) / kUoroColumns;
