@@ -101,7 +101,7 @@ def test_get_with_parameters():
     ("call", "error", "words"),
     [
         (lambda: rules.get("backprop"), ValueError, "'backprop'.*bptt, tbptt, immediate, eprop"),
-        (lambda: rules.get("uoro"), ValueError, "unknown rule 'uoro'"),
+        (lambda: rules.get("backprop"), ValueError, "unknown rule 'backprop'"),
         (lambda: rules.get("tbptt"), ValueError, r"'tbptt' needs k.*tbptt:k="),
         (lambda: rules.get("mdgl"), ValueError, "needs cell_types .* or cell_specific=True"),
         (lambda: rules.get("modprop"), ValueError, "needs cell_types .* or cell_specific=True"),
@@ -216,7 +216,7 @@ def test_table_lists_every_rule():
 def some(cls):
     """A rule of a class, for 4 units."""
     given = {
-        "TBPTT": {"k": 2}, "MDGL": {"cell_specific": True}, "ModProp": {"cell_specific": True},
+        "TBPTT": {"k": 2}, "SnAp": {"k": 2}, "OK": {"rank": 2}, "MDGL": {"cell_specific": True}, "ModProp": {"cell_specific": True},
         "Custom": {"name": "c", "local": "unit", "transport": lambda *_: (None, None)},
         "Scaled": {"rule": "bptt", "factor": 2.0}, "Projected": {"rule": "bptt"},
         "MatchedNoise": {"rule": "bptt", "seed": 1},
