@@ -145,7 +145,7 @@ class LayerStream:
         assert weights is not None
         self.index += 1
         grad = torch.is_grad_enabled()
-        with torch.no_grad(), below_autograd():
+        with below_autograd():
             pre = torch.nn.functional.linear(x, weights.w_ih, weights.bias)
             if drive is not None:
                 pre = pre + drive
@@ -185,7 +185,7 @@ class LayerStream:
     def _take_up(self, count: int, signals: Sequence[Tensor | None]) -> Gradients:
         assert self.learner is not None
         taken = self.waiting[:count]
-        with torch.no_grad():
+        with below_autograd():
             grads = self.learner.advance(taken, signals)
         self.time, self.last = taken[-1].index, taken[-1]
         del self.waiting[:count]
@@ -209,7 +209,7 @@ class LayerStream:
     def rows(self, record: Record, gy: Tensor) -> Tensor:
         """The gradient (B, G n) of a step's pre-activations by the immediate path."""
         assert self.learner is not None
-        with torch.no_grad():
+        with below_autograd():
             (factors,) = self.learner.factors([record])
             through = self.cell.signal(record.after, record.weights, gy)
             return rows_of(through, self.cell.into_input(factors.psi[0]))
@@ -222,7 +222,7 @@ class LayerStream:
         assert learner is not None
         late = None if last is None else last.signals.pop(task, None)
         if late is not None and last is not None:
-            with torch.no_grad():
+            with below_autograd():
                 grads = learner.again(last, late)
             if came:
                 more = self._take_up(came[-1] + 1, signals[: came[-1] + 1])

@@ -165,9 +165,7 @@ def snap_pattern(
         _check_positive(name, value)
     if isinstance(mask_or_n, Tensor):
         if mask_or_n.dim() != 2:
-            raise ValueError(
-                f"mask_or_n has shape {tuple(mask_or_n.shape)}; expected (n, n)"
-            )
+            raise ValueError(f"mask_or_n has shape {tuple(mask_or_n.shape)}; expected (n, n)")
         found = check_mask(mask_or_n, mask_or_n.shape[0])
         assert found is not None
         mask = found.detach().cpu()
