@@ -10,11 +10,12 @@ import emulated
 import gated_cases
 import torch
 
-from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops
+from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops, _stochastic_ops
 
 NAMESPACE = "rtrl_ext_moved"
 NAMES = (
     *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
+    "uoro_step", "random_signs",
 )  # fmt: skip
 
 
@@ -32,9 +33,30 @@ class Ops:
 
     @staticmethod
     def _moving(real, device):
+        def go(a):
+            if isinstance(a, (list, tuple)):
+                return [go(x) for x in a]
+            return a.to(device) if isinstance(a, torch.Tensor) else a
+
+        def back(here, there):
+            for x, y in (
+                zip(here, there, strict=True) if isinstance(here, list) else [(here, there)]
+            ):
+                x.copy_(y)
+
+        changed = [
+            i
+            for i, a in enumerate(real._schema.arguments)
+            if a.alias_info and a.alias_info.is_write
+        ]
+
         def run(*args):
-            there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-            return tuple(x.cpu() for x in real(*there))
+            there = [go(a) for a in args]
+            out = real(*there)
+            for i in changed:
+                if args[i] is not None:
+                    back(args[i], there[i])
+            return None if out is None else tuple(x.cpu() for x in out)
 
         return run
 
@@ -58,4 +80,5 @@ def load(device: str = "cuda") -> Ops:
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
+    _stochastic_ops.register(NAMESPACE)
     return ops

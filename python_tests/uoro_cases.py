@@ -45,9 +45,7 @@ class Problem:
         norm = norm_of(theta) if known else torch.full_like(s[:, 0], torch.nan)
         signal = None if signals is None else self.signal[self.K - signals :]
         kept = self.keep if keep else None
-        op(
-            s, theta, norm, known, self.jacobian, self.psi, self.pre, self.signs, kept, signal, grad
-        )
+        op(s, theta, norm, known, self.jacobian, self.psi, self.pre, self.signs, kept, signal, grad)
         return (s, norm, *theta, *grad)
 
     def cases(self):

@@ -60,9 +60,7 @@ def normal(
     return torch.stack(pairs, -1).flatten(2)[:, :, :units]
 
 
-def signs(
-    seed: int, first_step: Tensor, steps: int, count: int, *, stream: int = 0
-) -> Tensor:
+def signs(seed: int, first_step: Tensor, steps: int, count: int, *, stream: int = 0) -> Tensor:
     """Random signs (steps, batch, count), int64 numbers 1 and -1, on the device of ``first_step``.
 
     first_step: (batch,) int64, each row's own number of the first step. seed: at least 0. stream

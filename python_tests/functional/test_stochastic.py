@@ -1,5 +1,7 @@
 """UORO, KF-RTRL and OK: right in the mean over all sign patterns, exactly; variance; refusals."""
 
+import itertools
+
 import pytest
 import torch
 from stochastic_oracle import CELLS, Network, every_pattern, kronecker, outer, spikes
@@ -88,8 +90,7 @@ def test_the_spiking_network_spikes():
     fired = torch.stack([spikes(s) for s in net.states])
     assert 0 < fired.sum() < fired.numel()
     assert (net.psi[0] != 0).any()
-    n = net.n  # the surrogate's slope sends something from unit to unit
-    assert (net.jacobians[:, :n, :n] - torch.diag_embed(net.jacobians.diagonal(0, 1, 2))[:, :n, :n]).any()
+    assert net.jacobians[:, 0, 1].any()  # the surrogate's slope sends something to another unit
 
 
 @pytest.mark.parametrize("rule, count", [("uoro", 2), ("kfrtrl", 2), ("ok", 3)])
@@ -163,8 +164,9 @@ def test_errors_fall_from_uoro_to_kfrtrl_to_ok():
         true = net.influence[-1][0]
         errors[rule, count] = float((found - true).square().sum((1, 2, 3)).mean())
     size = float(true.square().sum())
-    assert errors["uoro", 5] > 2 * errors["kfrtrl", 2] > 4 * errors["ok", 3] > 4 * errors["ok", 5] > 0
-    assert errors["uoro", 5] > 0.1 * size
+    falling = [errors[rule] for rule in rules]
+    assert all(a > 1.5 * b > 0 for a, b in itertools.pairwise(falling)), falling
+    assert falling[0] > 0.1 * size
 
 
 @pytest.mark.parametrize("rule, count", [("uoro", 4), ("kfrtrl", 2), ("ok", 3)])

@@ -56,7 +56,9 @@ def test_ratios_of_zero_are_one():
     assert torch.allclose(rest, rest[:, :1].expand_as(rest))
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 200, [(3, 150), (1, 1)], 2), (40, 2, 20, [(4, 33)], 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 200, [(3, 150), (1, 1)], 2), (40, 2, 20, [(4, 33)], 1)], ids=str
+)
 def test_same_bits_with_any_number_of_threads(shape):
     p = Problem(shape, torch.float32)
     threads, results = torch.get_num_threads(), []

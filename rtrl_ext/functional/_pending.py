@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def _span(x: Tensor) -> tuple[int, int]:
 
 def _refuse_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor | None]) -> None:
     taken = sorted((*_span(x), name) for name, x in written.items())
-    for (_, end, a), (start, _, b) in zip(taken, taken[1:], strict=False):
+    for (_, end, a), (start, _, b) in pairwise(taken):
         if start < end:
             raise ValueError(f"{a} and {b} share memory; expected tensors apart from each other")
     for name, x in read.items():
