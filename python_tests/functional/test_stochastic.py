@@ -277,6 +277,32 @@ def test_a_row_that_is_not_finite_disturbs_no_other():
         assert torch.equal(x[[0, 2]], y[[0, 2]]) and not x[1].isfinite().any()
 
 
+@pytest.mark.parametrize("past", [True, False])
+@pytest.mark.parametrize("rule", ["uoro", "kfrtrl"])
+def test_factors_are_balanced(rule, past, backend):
+    """What the scales are for: what is kept, and what is injected, is shared by both factors
+    equally."""
+    net, batch = Network("LSTM"), 3
+    J, (psi,), (pre,) = (x[0] if isinstance(x, torch.Tensor) else x for x in net.batched(batch))
+    psi, pre = psi[0], pre[0]
+    if rule == "uoro":
+        s, (theta,) = uoro_zeros(net, batch)
+        first, second, signs = s, theta, torch.ones(batch, 4, dtype=torch.float64)
+    else:
+        first, second = kronecker_zeros(net, batch)
+        signs = torch.ones(batch, 2, dtype=torch.float64)
+    if past:
+        torch.manual_seed(0)
+        first.copy_(torch.randn_like(first))
+        second.copy_(9 * torch.randn_like(second))
+        psi, pre = torch.zeros_like(psi), torch.zeros_like(pre)
+        if rule == "uoro":
+            signs = torch.zeros_like(signs)
+    (uoro_step_ if rule == "uoro" else kfrtrl_step_)(first, second, J, psi, pre, signs)
+    a, b = first.norm(dim=1), second.flatten(1).norm(dim=1)
+    assert (a > 0.1).all() and torch.allclose(a, b, rtol=1e-12)
+
+
 def test_names_are_public():
     for name in ("uoro_step_", "kfrtrl_step_", "ok_step_", "random_signs"):
         assert name in functional.__all__
