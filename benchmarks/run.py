@@ -27,6 +27,7 @@ SUITES = {
     "batch_scaling": "batch_scaling",
     "T_scaling": "t_scaling",
     "lru": "lru",
+    "trace_step": "trace_step",
     "uoro_step": "uoro_step",
     "replicas": "replicas",
     "cold_start": "cold_start",
@@ -128,26 +129,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     meta = machine.describe()
     rows: list[results.Row] = []
     start = time.perf_counter()
-    for name in names:
+    for i, name in enumerate(names):
         module = importlib.import_module(f"benchmarks.suites.{SUITES[name]}")
         rows += module.run(settings)
+        if settings._jax is not None:
+            meta["versions"].update(settings._jax.versions)
+        meta.update(
+            load_end=machine.load_average(),
+            wall_s=round(time.perf_counter() - start, 1),
+            rounds=settings.rounds,
+            suites=names[: i + 1],
+            notes=settings.notes,
+        )
+        if args.json:  # after every suite: nothing is lost should the rest be cut short
+            results.save(args.json, meta, rows)
     if settings._jax is not None:
-        meta["versions"].update(settings._jax.versions)
         settings._jax.close()
-    meta.update(
-        load_end=machine.load_average(),
-        wall_s=round(time.perf_counter() - start, 1),
-        rounds=settings.rounds,
-        suites=names,
-        notes=settings.notes,
-    )
     bounded = [r for r in rows if r.met is not None]
     print(f"\n{meta['cpu']}, {meta['cpus']} CPUs, load {meta['load_start']} to {meta['load_end']}, "
           f"{meta['date']}, torch {meta['versions']['torch']}")  # fmt: skip
     if bounded:
         print(f"{sum(bool(r.met) for r in bounded)} of {len(bounded)} bounds met")
-    if args.json:
-        results.save(args.json, meta, rows)
     if args.markdown:
         with open(args.markdown, "w") as f:
             f.write(results.markdown(rows))

@@ -62,6 +62,20 @@ def test_spiking(tmp_path: Path) -> None:
         assert row.info["error"] < 1e-4 and row.info["rate"] > 0.01
 
 
+def test_trace_step(tmp_path: Path) -> None:
+    short = ["--threads", "1", "--rounds", "1", "--sample-seconds", "0.001"]
+    path = tmp_path / "a.json"
+    assert run.main(["--suite", "trace_step", "--quick", *short, "--json", str(path)]) == 0
+    _, rows = results.load(path)
+    found = {r.name: r for r in rows if "out of" in r.case}
+    mine = {"trace_step": 1.3, "trace_step, 8 steps": 2.0, "trace_step_": None}
+    assert {n: r.bound for n, r in found.items() if r.ours} == mine
+    for name in ("eager", "naive eager"):
+        assert found[name].info["difference"] < TOLERANCE
+    (one,) = (r for r in rows if r.name == "rank1_trace_step_")
+    assert one.against == "floor" and any(r.name == "addmm_" for r in rows)
+
+
 def gated_gradients(cell: str, rule: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(ours, the loop's) gradients of the small problem."""
     data = ours.tensors(SMALL[cell])

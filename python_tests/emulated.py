@@ -115,7 +115,15 @@ def _state() -> str:
 @cache
 def load():  # type: ignore[no-untyped-def]
     """The emulated operations, with shapes and derivatives as the compiled ones have them."""
-    from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops, _stochastic_ops
+    from rtrl_ext import (
+        _functorch,
+        _influence_kernels,
+        _kernels,
+        _lru,
+        _recurrence_ops,
+        _stochastic_ops,
+        _trace,
+    )
 
     folder = ROOT / "build" / "emulated"
     library = folder / f"emulated-{_state()}.so"
@@ -129,7 +137,9 @@ def load():  # type: ignore[no-untyped-def]
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
+    _influence_kernels.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
+    _trace.register(NAMESPACE)
     _stochastic_ops.register(NAMESPACE)
     return getattr(torch.ops, NAMESPACE)
 

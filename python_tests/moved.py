@@ -10,12 +10,22 @@ import emulated
 import gated_cases
 import torch
 
-from rtrl_ext import _functorch, _kernels, _lru, _recurrence_ops, _stochastic_ops
+from rtrl_ext import (
+    _functorch,
+    _influence_kernels,
+    _kernels,
+    _lru,
+    _recurrence_ops,
+    _stochastic_ops,
+    _trace,
+)
 
 NAMESPACE = "rtrl_ext_moved"
 NAMES = (
     *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
-    "uoro_step", "random_signs",
+    *_stochastic_ops.COMPILED,
+    *_trace.NAMES,
+    *_influence_kernels.NAMES,
 )  # fmt: skip
 
 
@@ -33,29 +43,25 @@ class Ops:
 
     @staticmethod
     def _moving(real, device):
+        written = [a.alias_info is not None for a in real._schema.arguments]
+
         def go(a):
             if isinstance(a, (list, tuple)):
                 return [go(x) for x in a]
             return a.to(device) if isinstance(a, torch.Tensor) else a
 
         def back(here, there):
-            for x, y in (
-                zip(here, there, strict=True) if isinstance(here, list) else [(here, there)]
-            ):
+            if isinstance(here, torch.Tensor):
+                here.copy_(there)
+            for x, y in zip(here, there, strict=True) if isinstance(here, list) else ():
                 x.copy_(y)
-
-        changed = [
-            i
-            for i, a in enumerate(real._schema.arguments)
-            if a.alias_info and a.alias_info.is_write
-        ]
 
         def run(*args):
             there = [go(a) for a in args]
             out = real(*there)
-            for i in changed:
-                if args[i] is not None:
-                    back(args[i], there[i])
+            for here, moved, changed in zip(args, there, written, strict=False):
+                if changed:
+                    back(here, moved)
             return None if out is None else tuple(x.cpu() for x in out)
 
         return run
@@ -79,6 +85,8 @@ def load(device: str = "cuda") -> Ops:
     _kernels.register(NAMESPACE, half_on_cpu=True)
     _functorch.register(NAMESPACE)
     _lru.register(NAMESPACE)
+    _influence_kernels.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
     _stochastic_ops.register(NAMESPACE)
+    _trace.register(NAMESPACE)
     return ops

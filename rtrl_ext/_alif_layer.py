@@ -90,7 +90,11 @@ def decay(tau: Tensor, dt: float) -> Tensor:
 
 
 def first_spikes(
-    v: Tensor, a: Tensor | None, count: Tensor | None, beta: Tensor | None, settings: Settings
+    v: Tensor,
+    a: Tensor | None,
+    count: Tensor | None,
+    beta: Tensor | None,
+    settings: "Settings | Options",
 ) -> tuple[Tensor, Tensor | None]:
     """The spikes of the step that left this state, with the surrogate's slope, and its counter.
 
@@ -150,6 +154,12 @@ def alif_layer(
         )  # fmt: skip
     x = without_padding(x, lengths)
     dtype, wide = x.dtype, computed(x.dtype)
+    most = int(2 / torch.finfo(dtype).eps)  # beyond, not every count is a number of this dtype
+    if settings.refractory >= most:
+        raise ValueError(
+            f"refractory is {settings.refractory}; expected at most {most - 1} steps with {dtype}, "
+            "the dtype of the final state's counter"
+        )
 
     def widened(t: Any) -> Any:
         return t if t is None or wide == dtype else t.to(wide)

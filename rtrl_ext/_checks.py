@@ -183,7 +183,12 @@ def check_lengths(lengths: Any, steps: int, batch: int, device: torch.device) ->
         raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers")
     check_shape("lengths", lengths, (batch,))
     source, lengths = lengths, lengths.to(device=device, dtype=torch.int64)
-    if torch.compiler.is_compiling() or batch == 0:
+    if batch == 0:
+        return lengths
+    if torch.compiler.is_compiling():
+        if not source.is_cuda:  # there a failed assertion ends the process's use of the GPU
+            inside = ((lengths >= 1) & (lengths <= steps)).all()
+            torch._assert_async(inside, f"lengths: expected values from 1 to {steps}")
         return lengths
     if source.is_cuda and torch.cuda.is_current_stream_capturing():
         return lengths  # nothing can be read back; the kernels bear any value

@@ -69,8 +69,9 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.plan = inputs[0]
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(*inputs[2:])
+        # the same in both: vmap keeps one list of their batch dimensions
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -85,7 +86,7 @@ class Fork(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        each = zip(tangents[2:], ctx.saved_tensors, strict=True)
+        each = zip(tangents[2:], ctx.saved_tensors[1:], strict=True)
         full = [torch.zeros_like(p) if t is None else t for t, p in each]
         return tuple(t.view_as(t) for t in full * ctx.plan.count)
 

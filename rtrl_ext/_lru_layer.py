@@ -1,22 +1,30 @@
 """One differentiable layer of linear recurrent units: maps in and out, the scan between them."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from . import _state
 from ._autograd import in_transform
+from ._gated_layer import under_wrapper
 from ._layer import without_padding
 from ._lru import scan, window_of
-from .rules import Rule
+from .rules import BPTT, Rule
+from .rules.wrappers import Wrapper
 
 PARAMETERS = ("nu_log", "theta", "B_re", "B_im", "C_re", "C_im", "D")
+#: of nu_log, in which exp(nu_log) and exp(-exp(nu_log)) are normal numbers
+_RANGE = {torch.float32: (-80.0, 4.4), torch.float64: (-700.0, 6.5)}
 _PIECE = 8 << 20  # bytes of a piece's states
 
 
 def recurrence(nu_log: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     """λ in planes ((R,) 2, n), real parts before imaginary ones, and γ ((R,) n); differentiable."""
-    decay = torch.exp(nu_log)
+    # further out the results don't change, and the derivatives would be 0 times infinity
+    decay = torch.exp(nu_log.clamp(*_RANGE[nu_log.dtype]))
     modulus = torch.exp(-decay)
     lam = torch.stack([modulus * torch.cos(theta), modulus * torch.sin(theta)], -2)
     # 1 - |λ|² without the cancellation near |λ| = 1
@@ -43,13 +51,26 @@ def lru_layer(
     *,
     lengths: Tensor | None = None,
     rule: Rule,
+    state: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs ((R,) T, B, o) and final states, complex ((R,) B, n); arguments already checked.
 
     x ((R,) T, B, m); s0, complex ((R,) B, n), None for zeros; nu_log and theta ((R,) n), B_re and
     B_im ((R,) n, m), C_re and C_im ((R,) o, n), D ((R,) o, m). The outputs have R in front if any
-    tensor has it, the states if one does on which they depend.
+    tensor has it, the states if one does on which they depend. ``state`` keeps what a stateful rule
+    remembers between calls.
     """
+    if isinstance(rule, Wrapper):
+        if _state.exact_enabled():
+            rule = BPTT()
+        else:
+            given = (nu_log, theta, B_re, B_im, C_re, C_im, D)
+            y, (last,) = under_wrapper(
+                partial(_run, lengths=lengths), x, (s0,),
+                dict(zip(PARAMETERS, given, strict=True)), rule, {} if state is None else state,
+                None, None,
+            )  # fmt: skip
+            return y, last
     window = 0 if _state.exact_enabled() else window_of(rule.policy(B_re, B_re))
     x = without_padding(x, lengths)
     lam, gamma = recurrence(nu_log, theta)
@@ -75,6 +96,14 @@ def lru_layer(
         outputs.append(_map(states.flatten(-2), out) + _map(part, D))
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -3)
     return y, torch.complex(*s.unbind(-2))
+
+
+def _run(
+    x: Tensor, states: tuple[Tensor | None, ...], *, drive: None, **options: Any
+) -> tuple[Tensor, tuple[Tensor]]:
+    """`lru_layer` as `under_wrapper` calls a layer."""
+    y, last = lru_layer(x, states[0], **options)
+    return y, (last,)
 
 
 def _map(x: Tensor, weight: Tensor) -> Tensor:

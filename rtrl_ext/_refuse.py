@@ -29,6 +29,28 @@ class Refuse(torch.autograd.Function):
         raise RuntimeError(ctx.message)
 
 
+class Undifferentiable(torch.autograd.Function):
+    """The identity on outputs, tangents included; a gradient that arrives raises RuntimeError."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: str, *outputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(y.view_as(y) for y in outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+        return tuple(t if t is None else t.view_as(t) for t in tangents)
+
+
 def refuse(message: str, grads: Sequence[Tensor], of: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients that were made outside autograd, by the tensors ``of`` or from others of them.
 

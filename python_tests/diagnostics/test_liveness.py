@@ -397,3 +397,14 @@ def test_a_model_whose_modules_do_not_run():
     model.forward = lambda x: x
     with pytest.raises(ValueError, match=r"none of its recurrent modules ran \(rnn\)"):
         liveness(model, inputs())
+
+
+@pytest.mark.parametrize("cell", ["LeakyRNN", "GRU", "LSTM", "ALIF", "LIF"])
+def test_nan_is_no_state_to_judge(cell):
+    net = nn.ModuleDict({"rnn": getattr(rx, cell)(M, N, 2)})
+    net.forward = lambda x: net["rnn"](x)[0]
+    x = inputs(dtype=torch.float32)
+    liveness(net, x)
+    x[1, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"{cell} layer 0 has NaN in its state"):
+        liveness(net, x)

@@ -242,7 +242,8 @@ def test_compiled_and_transformed(lead):
         ({"rule": "backprop"}, ValueError, "unknown rule"),
         ({"rule": EProp()}, ValueError, "'eprop' is not defined for LRU"),
         ({"rule": MDGL(cell_specific=True)}, ValueError, "'mdgl' is not defined for LRU"),
-        ({"rule": Scaled("bptt", 2.0)}, ValueError, "not defined for LRU"),
+        ({"rule": Scaled("eprop", 2.0)}, ValueError, "not defined for LRU"),
+        ({"rule": rx.rules.RTRL()}, ValueError, r"rule RTRL\(\) runs in modules"),
     ],
 )
 def test_refusals(change, error, words):

@@ -364,6 +364,27 @@ def test_refractory_periods_that_float32_counts():
             rx.LIF(3, 4, refractory=steps)
 
 
+def test_refractory_periods_that_half_precision_counts():
+    """The counter of the final state is a number of the input's dtype, up to the longest period."""
+    for dtype, longest in ((torch.bfloat16, 255), (torch.float16, 2047)):
+        x = 9 * torch.ones(3, 2, 3, dtype=dtype)
+        net = rx.LIF(3, 4, refractory=longest, dtype=dtype)
+        net.weight_ih_l0.data.fill_(1.0)
+        assert (net(x)[1][1] == longest - 1).all()  # spiked at the first of three steps
+        with pytest.raises(ValueError, match=rf"refractory is {longest + 1}; expected at most"):
+            rx.LIF(3, 4, refractory=longest + 1, dtype=dtype)(x)
+
+
+@pytest.mark.parametrize("name", ["tau_v", "tau_a", "beta"])
+def test_constants_written_into_stay(name):
+    """A change of dtype keeps what someone wrote into a buffer, and full precision elsewhere."""
+    net = rx.ALIF(3, 4, tau_v=20.1, dtype=torch.float64)
+    getattr(net, name).fill_(7.3)
+    net = net.half().double()
+    assert (getattr(net, name) == 7.3).all()
+    assert (net.tau_v == (7.3 if name == "tau_v" else 20.1)).all()
+
+
 def test_refractory_counter_gets_no_gradient():
     net, x = rx.LIF(3, 4, refractory=2), 3 * torch.randn(5, 2, 3)
     v, count = (torch.zeros(1, 2, 4, requires_grad=True) for _ in range(2))

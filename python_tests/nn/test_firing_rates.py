@@ -1,5 +1,7 @@
 """Regularisation of firing rates, against counts in plain Python."""
 
+import math
+
 import pytest
 import torch
 
@@ -126,6 +128,8 @@ def test_compiled():
         ({"target_rate": torch.ones(3)}, ValueError, r"target_rate has shape \(3,\)"),
         ({"target_rate": torch.ones(N)}, TypeError, "target_rate has dtype torch.float32"),
         ({"target_rate": -torch.ones(N).double()}, ValueError, "target_rate holds -1.0"),
+        ({"target_rate": torch.tensor([0.1] * 4 + [math.nan]).double()}, ValueError, "holds nan"),
+        ({"target_rate": torch.tensor([0.1] * 4 + [math.inf]).double()}, ValueError, "holds inf"),
         ({"dt": 0}, ValueError, "dt is 0"),
         ({"dt": True}, TypeError, "dt is a bool"),
         ({"lengths": torch.tensor([9, 1, 1])}, ValueError, "lengths holds 9"),

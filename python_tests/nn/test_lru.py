@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rtrl_ext as rx
 from rtrl_ext import _lru_layer
-from rtrl_ext.rules import MDGL, TBPTT, EProp, Projected, Scaled
+from rtrl_ext.rules import MDGL, TBPTT, EProp, MatchedNoise, Projected, Scaled
 
 NAMES = ["nu_log", "theta", "B_re", "B_im", "C_re", "C_im", "D"]
 
@@ -373,8 +373,49 @@ def test_alignment():
     assert abs(own.cosine - found["immediate"].cosine) < 1e-12
 
 
-@pytest.mark.parametrize("rule", [EProp(), MDGL(cell_specific=True), Projected("bptt"),
-                                  Scaled("snap1", 2.0), "eprop"], ids=repr)  # fmt: skip
+def test_wrappers():
+    """Against vectors put together by hand from the rule's gradient and the true one."""
+    net, (x, h0) = network(), operands()
+
+    def under(rule):
+        net.rule = rule
+        *own, dx, dh0 = gradients(net, net, x, h0)
+        return torch.cat([g.flatten() for g in own]), (dx, dh0)
+
+    exact, _ = under("bptt")
+    own, rest = under(TBPTT(2))
+    rho = own @ exact / (exact @ exact)
+    assert abs(rho - 1) > 0.01
+    for rule, expected in (
+        (Scaled(TBPTT(2), -0.25), -0.25 * own),
+        (Scaled("bptt", "rho", TBPTT(2)), rho * exact),
+        (Projected(TBPTT(2)), rho * exact),
+        (Projected(TBPTT(2), "orthogonal"), own - rho * exact),
+    ):
+        found, passed = under(rule)
+        assert relative([found], [expected]) < 1e-12
+        if rule.rule == TBPTT(2):
+            assert all(torch.equal(a, b) for a, b in zip(passed, rest, strict=True))
+    error = under(MatchedNoise(TBPTT(2), 3))[0] - rho * exact
+    assert relative([error.norm()], [(own - rho * exact).norm()]) < 1e-12
+    assert abs(error @ exact) < 1e-11 * error.norm() * exact.norm()
+    with rx.exact_gradients():
+        assert torch.equal(under(Projected("immediate"))[0], exact)
+
+
+@pytest.mark.parametrize("where", [-1e4, -200.0, -50.0, 3.0, 6.0, 90.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_decays_stay_finite(where, dtype):
+    net = network(dtype)
+    net.nu_log.data[1:3] = where
+    x, h0 = operands(33, dtype=dtype)
+    found = [*net.recurrence(), *net(x, h0), *gradients(net, net, x, h0)]
+    assert all(torch.isfinite(torch.view_as_real(t) if t.is_complex() else t).all() for t in found)
+    assert (net.recurrence()[0].square().sum(0) <= 1).all()
+
+
+@pytest.mark.parametrize("rule", [EProp(), MDGL(cell_specific=True), Projected("eprop"),
+                                  Scaled(EProp(), 2.0), "eprop"], ids=repr)  # fmt: skip
 def test_rules_that_are_not_defined_here(rule):
     with pytest.raises(ValueError, match=r"not defined for LRU; it goes with LeakyRNN.*; rules of "
                                          r"LRU: bptt, tbptt, immediate, snap1"):  # fmt: skip

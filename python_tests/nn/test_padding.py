@@ -42,3 +42,13 @@ def test_lengths_of_any_integer_type():
     net, x = rx.GRU(4, 6), torch.randn(5, 3, 4)
     for dtype in (torch.uint8, torch.int16, torch.uint64):
         assert torch.equal(net(x, lengths=LENGTHS.to(dtype))[0], net(x, lengths=LENGTHS)[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_compiled_code_sees_lengths_out_of_range(cell):
+    net, x = getattr(rx, cell)(4, 6), torch.randn(5, 3, 4)
+    run = torch.compile(net, backend="aot_eager", fullgraph=True)
+    assert torch.equal(run(x, lengths=LENGTHS)[0], net(x, lengths=LENGTHS)[0])
+    for wrong in (0, 6):
+        with pytest.raises(RuntimeError, match="lengths: expected values from 1 to 5"):
+            run(x, lengths=torch.tensor([1, wrong, 5]))

@@ -8,7 +8,16 @@ from oracles import relative
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import rtrl_ext as rx
-from rtrl_ext.rules import MDGL, Custom, EProp, ModProp, Scaled
+from rtrl_ext.rules import (
+    MDGL,
+    TBPTT,
+    Custom,
+    EProp,
+    MatchedNoise,
+    ModProp,
+    Projected,
+    Scaled,
+)
 
 RULES = {
     "bptt": "bptt",
@@ -48,6 +57,29 @@ def test_stacked_modules_equal_single_ones(rule, leaks, ragged):
         assert relative(values[i], single.detach()) < 1e-13
         for name, p in net.named_parameters():
             assert relative(found[name][i], p.grad) < 1e-12, name
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("cell", [rx.LeakyRNN, rx.GRU, rx.LIF, rx.LRU])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "rule", [None, Scaled(TBPTT(2), 0.5), Projected("immediate"), MatchedNoise("immediate", 3)]
+)
+def test_backward_outside_of_vmap(cell, masked, rule):
+    """An ensemble run by ``vmap`` whose loss is differentiated by plain autograd."""
+    options = {"rule": "bptt" if rule is None else rule}
+    if masked and cell is not rx.LRU:
+        options["mask"] = torch.ones(4, 4).tril().bool()
+    nets = [cell(2, 4, **options) for _ in range(3)]
+    parameters, buffers = stack_module_state(nets)
+    base = copy.deepcopy(nets[0])
+    x = 5 * torch.randn(5, 3, 2)
+    y = vmap(lambda p, b: functional_call(base, (p, b), (x,))[0])(parameters, buffers)
+    found = torch.autograd.grad(y.square().sum(), list(parameters.values()))
+    for i, net in enumerate(nets):
+        expected = torch.autograd.grad(net(x)[0].square().sum(), list(net.parameters()))
+        for g, e in zip(found, expected, strict=True):
+            assert relative(g[i], e) < 1e-12
 
 
 @pytest.mark.usefixtures("double")

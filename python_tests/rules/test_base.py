@@ -101,7 +101,7 @@ def test_get_with_parameters():
     ("call", "error", "words"),
     [
         (lambda: rules.get("backprop"), ValueError, "'backprop'.*bptt, tbptt, immediate, eprop"),
-        (lambda: rules.get("uoro"), ValueError, "unknown rule 'uoro'"),
+        (lambda: rules.get("backprop"), ValueError, "unknown rule 'backprop'"),
         (lambda: rules.get("tbptt"), ValueError, r"'tbptt' needs k.*tbptt:k="),
         (lambda: rules.get("mdgl"), ValueError, "needs cell_types .* or cell_specific=True"),
         (lambda: rules.get("modprop"), ValueError, "needs cell_types .* or cell_specific=True"),
@@ -202,9 +202,13 @@ def test_table_lists_every_rule():
     assert list(rows)[:7] == ["bptt", "tbptt", "immediate", "eprop", "snap1", "mdgl", "modprop"]
     assert {"custom", "scaled", "projected", "matched-noise"} <= set(rows)
     for row in rows.values():
-        assert "LeakyRNN" in row["cells"] and row["modes"] == ["sequence"] and row["cost"]
+        assert "LeakyRNN" in row["cells"] and row["modes"][0] == "sequence" and row["cost"]
+    streaming = [name for name, row in rows.items() if "streaming" in row["modes"]]
+    assert streaming[:6] == ["tbptt", "immediate", "eprop", "snap1", "mdgl", "modprop"]
+    assert not {"bptt", "custom", "scaled", "projected", "matched-noise"} & set(streaming)
     on_lru = [name for name, row in rows.items() if "LRU" in row["cells"]]
-    assert on_lru == ["bptt", "tbptt", "immediate", "snap1"]
+    assert on_lru[:4] == ["bptt", "tbptt", "immediate", "snap1"]
+    assert on_lru[-3:] == ["scaled", "projected", "matched-noise"]
     assert rows["eprop"]["aliases"] == ["rflo", "three-factor"]
     assert rows["tbptt"]["parameters"] == "(k: int)"
 
@@ -212,7 +216,7 @@ def test_table_lists_every_rule():
 def some(cls):
     """A rule of a class, for 4 units."""
     given = {
-        "TBPTT": {"k": 2}, "MDGL": {"cell_specific": True}, "ModProp": {"cell_specific": True},
+        "TBPTT": {"k": 2}, "SnAp": {"k": 2}, "OK": {"rank": 2}, "MDGL": {"cell_specific": True}, "ModProp": {"cell_specific": True},
         "Custom": {"name": "c", "local": "unit", "transport": lambda *_: (None, None)},
         "Scaled": {"rule": "bptt", "factor": 2.0}, "Projected": {"rule": "bptt"},
         "MatchedNoise": {"rule": "bptt", "seed": 1},
@@ -268,6 +272,16 @@ def test_rule_of_a_module_is_checked_at_construction_and_assignment():
 def test_illegal_pair_names_the_legal_ones():
     with pytest.raises(ValueError, match="'mdgl' is not defined for GRU; it goes with LeakyRNN"):
         MDGL(cell_specific=True).check("GRU", 3)
+
+
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "LRU"])
+@pytest.mark.parametrize("name", ["mdgl", "MDGL", "modprop"])
+def test_a_name_is_refused_for_its_cell_before_its_parameters(cell, name):
+    words = f"'{name.lower()}' is not defined for {cell}"
+    with pytest.raises(ValueError, match=words):
+        getattr(rx, cell)(3, 4, rule=name)
+    with pytest.raises(ValueError, match="mdgl needs cell_types"):
+        rx.LeakyRNN(3, 4, rule="mdgl")
 
 
 def test_module_with_a_rule_can_be_saved():

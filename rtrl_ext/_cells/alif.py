@@ -84,6 +84,11 @@ class ALIF(Cell):
     def of_units(self, adjoints: Adjoints, p: Pass, needs: Sequence[bool]) -> Maybe:
         if not any(needs):
             return (None,) * 3
+        terms = self.unit_terms(adjoints, p, needs)
+        return tuple(t if t is None else t.sum((1, 2)) for t in terms)
+
+    def unit_terms(self, adjoints: Adjoints, p: Pass, needs: Sequence[bool]) -> Maybe:
+        """Gradients of α, ρ and β at every step and row (L, T, B, n)."""
         o, (z0, v0, a0, _) = Options(*p.options), p.states
         if not o.want_states:
             raise RuntimeError(_NO_STATES)
@@ -102,10 +107,10 @@ class ALIF(Cell):
                 if o.reset != ZERO:
                     drive = drive + o.v_th * spikes
                 factor = factor - drive / (1 - decayed)
-            by_alpha = (dv * factor).sum((1, 2))
+            by_alpha = dv * factor
         if rho is not None and a0 is not None:
-            by_rho = (da * shifted(a0, a)).sum((1, 2)) if needs[1] else None
-            by_beta = -(e * a).sum((1, 2)) if needs[2] else None
+            by_rho = da * shifted(a0, a) if needs[1] else None
+            by_beta = -(e * a) if needs[2] else None
         return by_alpha, by_rho, by_beta
 
     def factor(self, p: Pass) -> Tensor:

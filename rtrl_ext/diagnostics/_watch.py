@@ -119,6 +119,13 @@ class Watch(TorchDispatchMode):
         else:
             ends = lengths
             valid = (torch.arange(steps, device=lengths.device)[:, None] < lengths)[:, :, None]
+        # NaN stays in a state; spikes don't show it
+        state = results[4] if module.cell in SPIKING else y
+        if bool(state.isnan().any()):
+            raise ValueError(
+                f"module: {module.cell} layer {self.layer % module.num_layers} has NaN in its "
+                "state; expected a forward pass that stays finite"
+            )
         hits = {}
         for name, flags in LOOKS[module.cell](module, results, self.threshold).items():
             if valid is not None:

@@ -248,8 +248,8 @@ def liveness(
 
     Raises:
         TypeError: ``module`` is no module, ``threshold`` no number; what the module itself raises.
-        ValueError: ``threshold`` outside (0, 0.5); no recurrent module of this library, none but
-            LRUs, or none that ran; what the module itself raises.
+        ValueError: ``threshold`` outside (0, 0.5); NaN in a state; no recurrent module of this
+            library, none but LRUs, or none that ran; what the module itself raises.
     """
     model = unwrap(module)
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):

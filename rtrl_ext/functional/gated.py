@@ -9,7 +9,8 @@ from .. import _state
 from .._cells import CELLS
 from .._checks import check_lengths, check_mask
 from .._gated_layer import gated_layer
-from ..rules import BPTT, Rule, get
+from ..rules import BPTT, Rule
+from ..rules.base import for_function
 from ..rules.wrappers import Wrapper
 from ._arguments import check_operands, check_weights, refuse_replicas, states_of
 
@@ -44,8 +45,7 @@ def _run(
         weight_hh,
     )
     mask, lengths = check_mask(mask, n), check_lengths(lengths, steps, batch, x.device)
-    chosen = get(rule)
-    chosen.check(name.upper(), n)
+    chosen = for_function(rule, name.upper(), n)
     if isinstance(chosen, Wrapper):
         refuse_replicas(chosen, replicas)
     if _state.exact_enabled():

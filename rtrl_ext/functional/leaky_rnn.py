@@ -8,15 +8,10 @@ from .._checks import check_like, check_shape
 from .._history import LeakyHistory
 from .._kernels import check_device, kernels
 from ..reference import activations
-from ..rules import BPTT, Rule, get
+from ..rules import BPTT, Rule
+from ..rules.base import for_function
 from ..rules.wrappers import Wrapper
 from ._arguments import LayerArguments, LeakySaved, prepare, refuse_replicas
-
-
-def _rule(rule: str | Rule, n: int) -> Rule:
-    chosen = get(rule)
-    chosen.check("LeakyRNN", n)
-    return chosen
 
 
 def leaky_rnn(
@@ -68,7 +63,7 @@ def leaky_rnn(
         drive,
         lengths,
     )
-    chosen = _rule(rule, weight_hh.shape[-1])
+    chosen = for_function(rule, "LeakyRNN", weight_hh.shape[-1])
     if isinstance(chosen, Wrapper):
         refuse_replicas(chosen, a.replicas)
     if _state.exact_enabled():
@@ -170,7 +165,7 @@ def leaky_rnn_backward(
     Raises TypeError and ValueError as `leaky_rnn`.
     """
     check_saved(saved)
-    chosen = _rule(rule, saved.history.w.shape[-1])
+    chosen = for_function(rule, "LeakyRNN", saved.history.w.shape[-1])
     gy = check_gradient("grad_output", grad_output, saved.history.y, saved.replicas)
     gs_n = check_gradient("grad_h_n", grad_h_n, saved.history.y[:, 0], saved.replicas)
     return _gradients(saved, gy, gs_n, chosen)

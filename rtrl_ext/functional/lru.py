@@ -5,8 +5,10 @@ from torch import Tensor
 
 from .._checks import check_lengths, check_tensor
 from .._lru_layer import check_complex, lru_layer
-from ..rules import Rule, get
-from ._arguments import check_operands, check_ranks
+from ..rules import Rule
+from ..rules.base import for_function
+from ..rules.wrappers import Wrapper
+from ._arguments import check_operands, check_ranks, refuse_replicas
 
 
 def lru(
@@ -73,8 +75,9 @@ def lru(
         "B_re",
     )
     lengths = check_lengths(lengths, steps, batch, x.device)
-    chosen = get(rule)
-    chosen.check("LRU", n)
+    chosen = for_function(rule, "LRU", n)
+    if isinstance(chosen, Wrapper):
+        refuse_replicas(chosen, replicas)
     with torch.autocast(x.device.type, enabled=False):
         y, h_n = lru_layer(
             x, h0, nu_log, theta, B_re, B_im, C_re, C_im, D, lengths=lengths, rule=chosen

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .._alif_layer import Settings, alif_layer, check_constant, check_settings, state_names
 from .._checks import check_lengths, check_mask
-from ..rules import Rule, get
+from ..rules import Rule
+from ..rules.base import for_function
 from ..rules.wrappers import Wrapper
 from ._arguments import check_operands, check_weights, refuse_replicas, states_of
 
@@ -64,8 +65,7 @@ def _run(
         if isinstance(value, Tensor):
             _check_values(name, value, n)
     mask, lengths = check_mask(mask, n), check_lengths(lengths, steps, batch, x.device)
-    chosen = get(rule)
-    chosen.check(cell, n)
+    chosen = for_function(rule, cell, n)
     if isinstance(chosen, Wrapper):
         refuse_replicas(chosen, replicas)
     with torch.autocast(x.device.type, enabled=False):

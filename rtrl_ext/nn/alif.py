@@ -12,11 +12,15 @@ from .._alif_layer import (
     alif_layer,
     check_constant,
     check_settings,
+    decay,
     state_names,
 )
+from .._cells.alif import Options
 from .._checks import check_flag, has_values
+from .._stream.cells import StepCell
+from .._stream.spiking import Spiking
 from ..rules import Rule
-from .base import RecurrentBase
+from .base import RecurrentBase, renewed
 
 
 class SpikingRNN(RecurrentBase):
@@ -111,6 +115,8 @@ class SpikingRNN(RecurrentBase):
                     getattr(self, f"{name}_l{layer}").copy_(self._sources[name])
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SpikingRNN":
+        for name, source in self._sources.items():
+            self._sources[name] = renewed(source, self._buffers[name])
         super()._apply(fn, recurse)
         for name, source in self._sources.items():
             buffer = self._buffers[name]
@@ -134,7 +140,6 @@ class SpikingRNN(RecurrentBase):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         spikes, finals = alif_layer(
@@ -145,6 +150,42 @@ class SpikingRNN(RecurrentBase):
         if self.training and not self._told_silent and spikes.requires_grad:
             self._tell_silence(layer, spikes)
         return spikes, finals
+
+    def _step_cell(self, layer: int) -> StepCell:
+        s = self._settings
+        options = Options(
+            s.v_th, s.gamma, s.scaling, s.reset, s.surrogate, s.refractory, True
+        )  # fmt: skip
+        return Spiking(options, "beta" in self._sources)
+
+    def _step_constants(
+        self, layer: int, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        given = self._constants(layer, dtype)
+        units: list[Tensor | None] = []
+        chain: list[Tensor | None] = []
+        for name in ("tau_v", "tau_a"):
+            tau = given[name]
+            if tau is None:
+                units.append(None)
+                chain.append(None)
+                continue
+            with torch.enable_grad():
+                leaf = tau.detach().requires_grad_()
+                value = decay(leaf, self.dt)
+            units.append(value.detach())
+            chain.append(torch.autograd.grad(value.sum(), leaf)[0])
+        beta = given["beta"]
+        units.append(None if beta is None else beta.detach())
+        trained = {}
+        for i, name in enumerate(("tau_v", "tau_a", "beta")):
+            if name in self._learned:
+                trained[f"u{i}"] = getattr(self, f"{name}_l{layer}")
+        return trained, tuple(units), (*chain, None)
+
+    def _step_units(self, wanted: frozenset[str]) -> int:
+        trained = any(name.startswith("u") for name in wanted)  # then the factors are of all
+        return len(self._sources) if trained else 0
 
     def _tell_silence(self, layer: int, spikes: Tensor) -> None:
         """Warn, once, of a layer whose recurrent weights can't learn."""

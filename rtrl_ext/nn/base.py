@@ -8,16 +8,36 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _state
+from .._autograd import in_transform
 from .._checks import check_flag, check_mask, check_size, has_values
+from .._gated_layer import connected
 from .._layer import masked
-from ..rules import BPTT, Rule, get
+from .._refuse import Undifferentiable
+from .._stream.records import Weights
+from ..rules import BPTT, Rule
+from ..rules.base import for_cell
 from ._arguments import prepare
 from ._torch_checks import TorchChecks
+from .streaming import Streaming
 
 _EXACT = BPTT()
 
+FORWARD_MODE = (
+    "the rule {rule!r} runs forward in time, which torch.func's gradients can't follow: use "
+    "autograd (backward, torch.autograd.grad), or exact_gradients(); torch.func.jvp of the forward "
+    "map is exact"
+)
 
-class RecurrentBase(TorchChecks, nn.Module):
+
+def renewed(source: Tensor, buffer: Tensor | None) -> Tensor:
+    """A constant in float64 (n,): ``source``, or ``buffer`` if someone wrote into that."""
+    if buffer is None or not has_values(buffer):
+        return source
+    now = buffer.detach().cpu()
+    return source if torch.equal(source.to(now.dtype), now) else now.to(source.dtype)
+
+
+class RecurrentBase(Streaming, TorchChecks, nn.Module):
     """Base of the recurrent modules; a cell says how one of its layers runs (`_run_layer`).
 
     Parameters carry the names and shapes of ``torch.nn.RNNBase``, for each layer i:
@@ -69,6 +89,7 @@ class RecurrentBase(TorchChecks, nn.Module):
             None if self._mask_source is None else self._mask_source.clone(),
             persistent=False,
         )
+        self._one_state = self.state_names == ("h0",)
         self._all_weights: list[list[str]] = []
         rows = self.gates * hidden_size
         for layer in range(num_layers):
@@ -95,9 +116,7 @@ class RecurrentBase(TorchChecks, nn.Module):
 
     @rule.setter
     def rule(self, rule: str | Rule) -> None:
-        chosen = get(rule)
-        chosen.check(self.cell, self.hidden_size)
-        self._rule = chosen
+        self._rule = for_cell(rule, self.cell, self.hidden_size)
         # what a stateful rule remembers, one slot per layer
         self._rule_states: list[dict[str, Any]] = [
             {"layer": layer} for layer in range(self.num_layers)
@@ -156,10 +175,62 @@ class RecurrentBase(TorchChecks, nn.Module):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, n) and final states (B, n) of one layer."""
         raise NotImplementedError
+
+    def _with_noise(
+        self, layer: int, x: Tensor, drive: Tensor | None, seed: Tensor | None
+    ) -> Tensor | None:
+        """``drive`` and this call's noise."""
+        return drive
+
+    def _first_weight(self) -> Tensor:
+        name = self._all_weights[0][0]
+        weight: Tensor | None = self._parameters.get(name)
+        return getattr(self, name) if weight is None else weight
+
+    def _step_mask(self) -> Tensor | None:
+        return connected(self.mask, self.gates)
+
+    def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
+        names = [name.rsplit("_l", 1)[0] for name in self._all_weights[layer]]
+        given: dict[str, Tensor | None] = dict(zip(names, self._weights(layer), strict=True))
+        plain = {k: None if t is None else t.detach().to(dtype) for k, t in given.items()}
+        w_ih, w_hh = plain["weight_ih"], plain["weight_hh"]
+        assert w_ih is not None and w_hh is not None
+        mask = self._step_mask()
+        if mask is not None:
+            w_hh = torch.where(mask, w_hh, 0.0)
+        elif keep and given["weight_hh"] is not None and dtype == given["weight_hh"].dtype:
+            w_hh = w_hh.clone()
+        bias, constants = self._step_biases(plain.get("bias_ih"), plain.get("bias_hh"), w_hh)
+        tensors = {
+            "w_ih": given["weight_ih"], "w_hh": given["weight_hh"],
+            "b_ih": given.get("bias_ih"), "b_hh": given.get("bias_hh"),
+        }  # fmt: skip
+        trained, units, chain = self._step_constants(layer, dtype)
+        tensors |= trained
+        wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
+        return Weights((), tensors, w_ih, bias, w_hh, (*constants, *units), wanted, chain)
+
+    def _step_biases(
+        self, bias_ih: Tensor | None, bias_hh: Tensor | None, like: Tensor
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """What is added to the pre-activations (G n,), and constants made of biases (n,)."""
+        if bias_ih is None or bias_hh is None:
+            return bias_hh if bias_ih is None else bias_ih, ()
+        return bias_ih + bias_hh, ()
+
+    def _step_constants(
+        self, layer: int, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Per-unit constants: their parameters, by name, their values, and the derivatives of these
+        by the parameters, None for 1."""
+        return {}, (), ()
+
+    def _step_seed(self, device: torch.device) -> Tensor | None:
+        return self._noise_seed(device)
 
     def _noise_seed(self, device: torch.device) -> Tensor | None:
         """The seed of this call's noise; None for a cell without noise."""
@@ -189,10 +260,7 @@ class RecurrentBase(TorchChecks, nn.Module):
         (layers, B, n). T = 0 is refused, B = 0 gives empty results.
         Raises TypeError for wrong types or mixed dtypes, ValueError for wrong shapes or devices.
         """
-        first = self._all_weights[0][0]
-        weight: Tensor | None = self._parameters.get(first)
-        if weight is None:
-            weight = getattr(self, first)
+        weight = self._first_weight()
         half = None
         device = weight.device.type
         known = device != "meta"  # to autocast
@@ -222,7 +290,16 @@ class RecurrentBase(TorchChecks, nn.Module):
         y, each = args.x, []
         for layer in range(self.num_layers):
             states = None if args.states is None else tuple(s[layer] for s in args.states)
-            y, last = self._run_layer(layer, y, states, args.drive[layer], args.lengths, rule, seed)
+            drive = self._with_noise(layer, y, args.drive[layer], seed)
+            if not rule.forward_mode:
+                y, last = self._run_layer(layer, y, states, drive, args.lengths, rule)
+            elif in_transform():
+                y, last = self._run_layer(layer, y, states, drive, args.lengths, _EXACT)
+                why = FORWARD_MODE.format(rule=rule.name)
+                y, *last = Undifferentiable.apply(why, y, *last)
+            else:
+                start = (None,) * len(self.state_names) if states is None else states
+                y, last = self._forward_mode(layer, y, start, drive, args.lengths, rule)
             each.append(last)
         if len(each) == 1:
             return y, tuple(s.unsqueeze(0) for s in each[0])

@@ -85,10 +85,12 @@ def _target(target_rate: Any, n: int, spikes: Tensor) -> float | Tensor:
     if isinstance(target_rate, Tensor):
         check_shape("target_rate", target_rate, (n,), ())
         check_like("target_rate", target_rate, spikes.dtype, spikes.device, "spikes")
-        wrong = (target_rate.detach() < 0).any()
+        values = target_rate.detach()
+        bad = ~((values >= 0) & values.isfinite())
+        wrong = bad.any()
         if not torch.compiler.is_compiling() and has_values(wrong) and bool(wrong):
-            low = float(target_rate.detach().min())
-            raise ValueError(f"target_rate holds {low}; expected rates of at least 0")
+            came = float(values[bad][0])
+            raise ValueError(f"target_rate holds {came}; expected finite rates of at least 0")
         return target_rate
     if isinstance(target_rate, bool) or not isinstance(target_rate, (int, float)):
         raise TypeError(

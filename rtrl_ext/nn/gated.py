@@ -5,7 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._cells import CELLS
 from .._gated_layer import gated_layer
+from .._stream.cells import StepCell
+from .._stream.gated import Gated
 from ..rules import Rule
 from .base import RecurrentBase
 
@@ -39,7 +42,6 @@ class GatedRNN(RecurrentBase):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         return gated_layer(
@@ -48,6 +50,14 @@ class GatedRNN(RecurrentBase):
             drive=drive, mask=self.mask, lengths=lengths, rule=rule,
             state=self._rule_states[layer],
         )  # fmt: skip
+
+    def _step_cell(self, layer: int) -> StepCell:
+        return Gated(self.cell.lower())
+
+    def _step_biases(
+        self, bias_ih: Tensor | None, bias_hh: Tensor | None, like: Tensor
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        return CELLS[self.cell.lower()].biases(bias_ih, bias_hh, self.hidden_size, like)
 
 
 class GRU(GatedRNN):

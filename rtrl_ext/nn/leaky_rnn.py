@@ -7,10 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import FORMS, NONLINEARITIES, check_choice, check_flag, check_leak, has_values
+from .._dispatch import flags
 from .._layer import leaky_layer
 from .._random import draw_seed, normal
+from .._stream.cells import StepCell
+from .._stream.leaky import Leaky
+from .._stream.records import Weights
+from .._stream.state import Shared
 from ..rules import Rule
-from .base import RecurrentBase
+from .base import RecurrentBase, renewed
 
 SMALLEST_LEAK = 1e-4
 
@@ -105,6 +110,7 @@ class LeakyRNN(RecurrentBase):
                     getattr(self, f"leak_l{layer}").copy_(self._leak_source)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LeakyRNN":
+        self._leak_source = renewed(self._leak_source, self.leak)
         super()._apply(fn, recurse)
         if self.leak is not None and not self.leak.is_meta:
             self.leak.copy_(self._leak_source)
@@ -144,6 +150,36 @@ class LeakyRNN(RecurrentBase):
         scale = self.noise_std * torch.sqrt(2 / leak.detach())
         return scale.to(x.dtype) * z.to(x.dtype)
 
+    def _step_cell(self, layer: int) -> StepCell:
+        return Leaky(*flags(self.form, self.nonlinearity, self._unit_leak()))
+
+    def _step_constants(
+        self, layer: int, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor | None], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        leak = self._leak_of(layer).detach().to(dtype)
+        if not self.learn_leak:
+            return {}, (leak,), ()
+        return {"u0": getattr(self, f"leak_l{layer}")}, (leak,), ()
+
+    def _step_drive(self, layer: int, shared: Shared, weights: Weights) -> Tensor | None:
+        if shared.seed is None:
+            return None
+        leak = weights.units[0]
+        assert leak is not None
+        z = normal(
+            shared.seed, 1, shared.batch_size, self.hidden_size, stream=layer,
+            first_step=shared.steps,
+        )[0]  # fmt: skip
+        return (self.noise_std * torch.sqrt(2 / leak) * z).to(leak.dtype)
+
+    def _with_noise(
+        self, layer: int, x: Tensor, drive: Tensor | None, seed: Tensor | None
+    ) -> Tensor | None:
+        if seed is None:
+            return drive
+        noise = self._noise(x, self._leak_of(layer), layer, seed)
+        return noise if drive is None else drive + noise
+
     def _run_layer(
         self,
         layer: int,
@@ -152,12 +188,8 @@ class LeakyRNN(RecurrentBase):
         drive: Tensor | None,
         lengths: Tensor | None,
         rule: Rule,
-        seed: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         leak = self._leak_of(layer)
-        if seed is not None:
-            noise = self._noise(x, leak, layer, seed)
-            drive = noise if drive is None else drive + noise
         w_ih, w_hh, b_ih, b_hh = self._weights_as(layer, x.dtype)
         h0 = None if states is None else states[0]
         y, h_n = leaky_layer(

@@ -8,15 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _state
+from .._autograd import in_transform
 from .._checks import check_flag, check_shape, check_size
+from .._layer import without_padding
 from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence
-from ..rules import Rule, get
+from .._refuse import Undifferentiable
+from .._stream.cells import StepCell
+from .._stream.layer import LayerStream
+from .._stream.lru import Linear
+from .._stream.records import Weights
+from .._stream.state import State
+from ..rules import BPTT, Rule
+from ..rules.base import for_cell
 from ._arguments import prepare
+from .base import FORWARD_MODE
+from .streaming import Streaming
 
 _SMALLEST = 1e-6  # keeps log(-log|λ|) finite where the ring touches 0 or 1
 
 
-class LRU(nn.Module):
+class LRU(Streaming, nn.Module):
     """The linear recurrent unit of Orvieto et al. 2023 ("Resurrecting recurrent neural networks for
     long sequences"), trained by the learning rule of one's choice.
 
@@ -29,7 +41,8 @@ class LRU(nn.Module):
     Every unit's state depends on no other unit's, so that exact online gradients (RTRL) are cheap
     (Zucchet et al. 2023) and ``SnAp1``, which keeps for each parameter the unit that owns it, drops
     nothing: both are BPTT here. ``TBPTT(k)`` and ``Immediate`` cut the states; C and D always get
-    their exact gradients. Derivatives of every order exist under exact rules.
+    their exact gradients, unless a wrapper changes them. Derivatives of every order exist under
+    exact rules.
 
     input_size m, hidden_size n, output_size o: o defaults to n.
     batch_first: inputs and outputs are (B, T, ...) instead of (T, B, ...).
@@ -99,9 +112,7 @@ class LRU(nn.Module):
 
     @rule.setter
     def rule(self, rule: str | Rule) -> None:
-        chosen = get(rule)
-        chosen.check(self.cell, self.hidden_size)
-        self._rule = chosen
+        self._rule = for_cell(rule, self.cell, self.hidden_size)
         self._rule_states: list[dict[str, Any]] = [{"layer": 0}]
 
     def reset_parameters(self) -> None:
@@ -157,11 +168,32 @@ class LRU(nn.Module):
         first = self._initial(h0, args)
         parameters = (getattr(self, name) for name in PARAMETERS)
         with torch.autocast(device, enabled=False) if cast else nullcontext():
-            output, last = lru_layer(
-                args.x.to(weight.dtype), first, *parameters, lengths=args.lengths, rule=self.rule
-            )
+            x = args.x.to(weight.dtype)
+            if self.rule.forward_mode and not _state.exact_enabled():
+                output, last = self._forward_in_time(x, first, args.lengths)
+            else:
+                output, last = lru_layer(
+                    x, first, *parameters, lengths=args.lengths, rule=self.rule,
+                    state=self._rule_states[0],
+                )  # fmt: skip
         out, (h_n,) = args.results(output, (last.unsqueeze(0),))
         return out, h_n
+
+    def _forward_in_time(
+        self, x: Tensor, first: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The layer under a rule that runs forward in time."""
+        if in_transform():
+            parameters = (getattr(self, name) for name in PARAMETERS)
+            output, last = lru_layer(x, first, *parameters, lengths=lengths, rule=BPTT())
+            why = FORWARD_MODE.format(rule=self.rule.name)
+            y, h = Undifferentiable.apply(why, output, last)
+            return y, h
+        start = None if first is None else torch.cat([first.real, first.imag], 1)
+        states, (s_n,) = self._forward_mode(0, x, (start,), None, lengths, self.rule)
+        if lengths is not None:  # outputs past a row's length are zero
+            x = without_padding(x, lengths)
+        return self._read_out(states, x), torch.complex(*s_n.chunk(2, 1))
 
     def _initial(self, h0: Tensor | None, args: Any) -> Tensor | None:
         """The first state, complex (B, n), if there is one."""
@@ -173,6 +205,49 @@ class LRU(nn.Module):
         if h0.device != weight.device:
             raise ValueError(f"h0 is on {h0.device}; expected {weight.device}, as the weights")
         return h0.reshape(batch, n)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:  # type: ignore[override]
+        """One step, under the rule in force; x (B, input_size), see `LeakyRNN.step`.
+
+        Returns the output (B, output_size) and the state's successor. Under every rule but
+        `Immediate` and `TBPTT` the gradient is exact.
+        """
+        return super().step(x, state)
+
+    def _step_cell(self, layer: int) -> StepCell:
+        return Linear()
+
+    def _first_weight(self) -> Tensor:
+        return self.B_re
+
+    def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
+        with torch.enable_grad():
+            nu_log, theta = (p.detach().requires_grad_() for p in (self.nu_log, self.theta))
+            lam, gamma = recurrence(nu_log, theta)
+            re, im = lam.unbind(0)
+            by = [
+                torch.autograd.grad(p.sum(), (nu_log, theta), retain_graph=True) for p in (re, im)
+            ]
+            (by_gamma,) = torch.autograd.grad(gamma.sum(), nu_log)
+        chain = (by[0][0], by[1][0], by[0][1], by[1][1], by_gamma)
+        both = torch.cat([self.B_re, self.B_im])
+        tensors: dict[str, Tensor | None] = {"w_ih": both, "u0": self.nu_log, "u1": self.theta}
+        wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
+        units = (re.detach(), im.detach(), gamma.detach())
+        w_x = both.detach()
+        w_ih = units[2].repeat(2)[:, None] * w_x
+        return Weights((), tensors, w_ih, None, w_ih.new_empty(0), units, wanted, chain, w_x)
+
+    def _step_units(self, wanted: frozenset[str]) -> int:
+        return 2 if {"u0", "u1"} & wanted else 0
+
+    def _read_out(self, y: Tensor, x: Tensor) -> Tensor:
+        out = torch.cat([self.C_re, -self.C_im], 1)
+        return torch.nn.functional.linear(y, out) + torch.nn.functional.linear(x, self.D)
+
+    def _stream_public(self, layers: list[LayerStream]) -> tuple[Tensor, ...]:
+        re, im = layers[0].states[0].chunk(2, 1)
+        return (torch.complex(re, im).unsqueeze(0),)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import alif, gated_tangents, gru, kronecker, leaky_rnn, lru, lstm, uoro
+from . import alif, gated_tangents, gru, kronecker, leaky_rnn, lru, lstm, rtrl, snap, traces, uoro
 
 NAMESPACE = "rtrl_ext_reference"
 
@@ -86,6 +86,23 @@ SCHEMAS = {
         "(Tensor? gs, Tensor? gs_n, Tensor lam, Tensor states, Tensor s0, Tensor? lengths, "
         "int window, bool want_lam) -> (Tensor, Tensor, Tensor)"
     ),
+    "trace_step": (
+        "(Tensor(a!) trace, Tensor(b!)? bias, Tensor decay, Tensor psi, Tensor pre, "
+        "Tensor? signal, Tensor(c!)? grad, Tensor(d!)? grad_bias, int commit) -> ()"
+    ),
+    "rank1_trace_step": (
+        "(Tensor(a!) trace, Tensor(b!)? bias, Tensor decay, Tensor? psi, Tensor pre, "
+        "Tensor? signal, Tensor(c!)? grad, Tensor(d!)? grad_bias, int commit) -> ()"
+    ),
+    "rtrl_step": (
+        "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor? signal, "
+        "Tensor(b!)? grad) -> ()"
+    ),
+    "snap_step": (
+        "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor units, "
+        "Tensor unit_at, Tensor columns, Tensor column_at, Tensor links, Tensor link_at, "
+        "Tensor link_pairs, Tensor pairs, Tensor at, int size, int most_units, Tensor? signal, Tensor(b!)? grad) -> ()"
+    ),
     "random_signs": "(Tensor(a!) out, int seed, Tensor first, int stream) -> ()",
     "uoro_step": (
         "(Tensor(a!) s, Tensor(b!)[] theta, Tensor(c!) norm, bool known, Tensor jacobian, "
@@ -102,7 +119,9 @@ SCHEMAS = {
     ),
 }
 
-_MODULES = (leaky_rnn, gru, lstm, gated_tangents, alif, lru, uoro, kronecker)
+_MODULES = (
+    leaky_rnn, gru, lstm, gated_tangents, alif, lru, traces, rtrl, snap, uoro, kronecker
+)  # fmt: skip
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -14,14 +14,23 @@ from .eprop import EProp
 from .snap1 import SnAp1
 from .mdgl import MDGL
 from .modprop import ModProp
+from .rtrl import RTRL
+from .snap import SnAp
+from .uoro import UORO
+from .kfrtrl import KFRTRL
+from .ok import OK
 from .custom import Custom
 from .wrappers import MatchedNoise, Projected, Scaled
 # isort: on
 
 __all__ = [
     "BPTT",
+    "KFRTRL",
     "MDGL",
+    "OK",
+    "RTRL",
     "TBPTT",
+    "UORO",
     "Custom",
     "EProp",
     "Immediate",
@@ -30,6 +39,7 @@ __all__ = [
     "Projected",
     "Rule",
     "Scaled",
+    "SnAp",
     "SnAp1",
     "get",
     "known",

@@ -1,10 +1,11 @@
 """What rules that draw random signs share: their seed."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from .._random import draw_seed
+from .._stream.learner import Setting
 from .base import Rule
 
 
@@ -17,9 +18,7 @@ class SeededRule(Rule):
 
     seed: int | None
 
-    @property
-    def native(self) -> bool:
-        return False
+    forward_mode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", checked_seed(self.name, self.seed))
@@ -34,3 +33,12 @@ def checked_seed(rule: str, seed: Any) -> int:
     if not 0 <= seed < 2**63:
         raise ValueError(f"{rule}: seed is {seed}; expected 0 to 2^63 - 1")
     return seed
+
+
+def refuse_constants(rule: str, setting: Setting) -> None:
+    """ValueError where leaks or time constants are trained."""
+    if setting.units:
+        raise ValueError(
+            f"{rule}: the layer trains its leak or time constants, whose immediate influence is no "
+            "Kronecker product; expected fixed ones, or UORO"
+        )

@@ -12,6 +12,7 @@ from ._table import Table
 
 if TYPE_CHECKING:
     from .._adjoint import Adjoint
+    from .._stream.learner import Learner, Setting
 
 # the transport policies of the backward kernel
 FULL, LOCAL, DIAGONAL, HOP, STATE = range(5)
@@ -37,13 +38,15 @@ class Rule:
     modes: ClassVar[tuple[str, ...]] = ("sequence",)
     cost: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    #: whether the recursion runs forward in time, in sequence mode inside backward
+    forward_mode: ClassVar[bool] = False
     #: whether `get` makes the rule from its name
     named: ClassVar[bool] = True
 
     @property
     def native(self) -> bool:
         """Whether one pass of the backward kernel, set up by `policy`, is the whole rule."""
-        return True
+        return not self.forward_mode
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         """The backward kernel's settings for one layer.
@@ -67,6 +70,18 @@ class Rule:
         """
         return history.backward(gy, gs_n, want_lam, **self.policy(history.w, history.factor))
 
+    def streaming(self, cell: str) -> None:
+        """Refuse, with ValueError, what the rule has no streaming form of."""
+        if "streaming" not in self.modes:
+            forms = [c.name for c in _classes if "streaming" in c.modes and cell in c.cells]
+            raise ValueError(
+                f"rule {self!r} has no streaming form: use forward, or one of {', '.join(forms)}"
+            )
+
+    def learner(self, setting: "Setting") -> "Learner":
+        """The rule's memory of one layer in streaming mode."""
+        raise NotImplementedError(f"the rule {self.name!r} has no streaming form")
+
     def time_major(self, batch_first: bool, unbatched: bool) -> "Rule":
         """This rule with its per-step tensors turned from a module's layout to (T, B, ...)."""
         return self
@@ -76,12 +91,7 @@ class Rule:
 
         Raises ValueError naming the cells that go with the rule.
         """
-        if cell not in self.cells:
-            legal = [c.name for c in _classes if c.named and cell in c.cells]
-            raise ValueError(
-                f"rule {self.name!r} is not defined for {cell}; "
-                f"it goes with {', '.join(self.cells)}; rules of {cell}: {', '.join(legal)}"
-            )
+        _check_cell(type(self), self.name, cell)
 
     def _parameters(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -137,6 +147,41 @@ def known() -> list[str]:
     return list(_by_name())
 
 
+def _check_cell(cls: type[Rule], name: str, cell: str) -> None:
+    if cell not in cls.cells:
+        legal = [c.name for c in _classes if c.named and cell in c.cells]
+        raise ValueError(
+            f"rule {name!r} is not defined for {cell}; "
+            f"it goes with {', '.join(cls.cells)}; rules of {cell}: {', '.join(legal)}"
+        )
+
+
+def for_cell(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
+    """`get` and `Rule.check` in one; a name is refused for its cell before its parameters are."""
+    if isinstance(name_or_rule, str):
+        cls = _class_of(name_or_rule)
+        if cls is not None:
+            _check_cell(cls, cls.name, cell)
+    rule = get(name_or_rule)
+    rule.check(cell, hidden_size)
+    return rule
+
+
+def for_function(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
+    """`for_cell` for the functions of ``rtrl_ext.functional``, which run no forward-mode rule."""
+    rule = for_cell(name_or_rule, cell, hidden_size)
+    if rule.forward_mode:
+        raise ValueError(
+            f"rule {rule!r} runs in modules, in sequence mode and step by step; the functions take "
+            "rules that go backward in time (rtrl_ext.functional has its steps, such as rtrl_step_)"
+        )
+    return rule
+
+
+def _class_of(name: str) -> type[Rule] | None:
+    return _by_name().get(name.strip().lower().replace("_", "-"))
+
+
 def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
     """A rule from its name and parameters; a rule object is returned as it is.
 
@@ -157,10 +202,9 @@ def get(name_or_rule: "str | Rule", **parameters: Any) -> Rule:
             f"rule is a {type(name_or_rule).__name__}; "
             "expected a name or an object of rtrl_ext.rules"
         )
-    classes = _by_name()
-    cls = classes.get(name_or_rule.strip().lower().replace("_", "-"))
+    cls = _class_of(name_or_rule)
     if cls is None:
-        raise ValueError(f"unknown rule {name_or_rule!r}; known rules: {', '.join(classes)}")
+        raise ValueError(f"unknown rule {name_or_rule!r}; known rules: {', '.join(_by_name())}")
     accepted = inspect.signature(cls).parameters
     unknown = sorted(set(parameters) - set(accepted))
     if unknown:

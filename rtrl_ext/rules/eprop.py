@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .._stream.learner import Learner, Setting
+from .._stream.local import unit_local
 from .base import EVERY_CELL, LOCAL, Rule, check_number, register
 
 
@@ -32,6 +34,7 @@ class EProp(Rule):
 
     name: ClassVar[str] = "eprop"
     aliases: ClassVar[tuple[str, ...]] = ("rflo", "three-factor")
+    modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cells: ClassVar[tuple[str, ...]] = EVERY_CELL
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Murray 2019 (RFLO); Bellec et al. 2020"
@@ -57,6 +60,18 @@ class EProp(Rule):
         if m.dim() == 3 or m.shape[1] == 1:  # one value a step: (T, 1) is (T, B) already
             return self
         return replace(self, modulator=m.unsqueeze(1))
+
+    def learner(self, setting: Setting) -> Learner:
+        if self.readout_decay and setting.rank_one:
+            raise ValueError(
+                f"eprop: readout_decay is {self.readout_decay}; expected 0 in streaming mode where "
+                "traces are an outer product (a filtered one is none): filter the readout's errors "
+                "instead, or use forward"
+            )
+        made = unit_local(setting, filtered=float(self.readout_decay))
+        turned = self.time_major(setting.batch_first, False)
+        made.modulator = turned.modulator  # type: ignore[attr-defined]
+        return made
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         spec: dict[str, Any] = {"policy": LOCAL}

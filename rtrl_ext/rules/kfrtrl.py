@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ._seeded import SeededRule
+from .._stream.learner import Learner, Setting
+from .._stream.stochastic import Kronecker
+from ._seeded import SeededRule, refuse_constants
+from .base import register
 
 #: Cells whose immediate influence is one Kronecker product, of one vector with one matrix.
 KRONECKER_CELLS = ("LeakyRNN", "LSTM", "ALIF", "LIF")
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class KFRTRL(SeededRule):
     """Kronecker-factored real-time recurrent learning. Mujika et al. 2018.
@@ -34,3 +38,7 @@ class KFRTRL(SeededRule):
     modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cost: ClassVar[str] = "2 B n³; memory B (n² + n + m) numbers"
     source: ClassVar[str] = "Mujika et al. 2018"
+
+    def learner(self, setting: Setting) -> Learner:
+        refuse_constants(self.name, setting)
+        return Kronecker(setting, seed=self.seed or 0)

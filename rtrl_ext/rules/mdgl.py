@@ -5,6 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .._stream.hops import Hops
+from .._stream.learner import Learner, Setting
+from .._stream.local import unit_local
 from ._cell_types import check_cell_types, check_size, hop_weights, membership
 from .base import HOP, HOP_CELLS, Rule, register
 
@@ -28,6 +31,7 @@ class MDGL(Rule):
 
     _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "mdgl"
+    modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cells: ClassVar[tuple[str, ...]] = HOP_CELLS
     cost: ClassVar[str] = "as bptt"
     source: ClassVar[str] = "Liu et al. 2021"
@@ -41,6 +45,11 @@ class MDGL(Rule):
         super().check(cell, hidden_size)
         check_size(self.name, self.cell_types, hidden_size)
 
+    def _hop(self, w: Tensor, factor: Tensor) -> Tensor:
+        return factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
+
+    def learner(self, setting: Setting) -> Learner:
+        return unit_local(setting, hops=Hops(1, 0.0, self._hop))
+
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
-        hop = factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
-        return {"policy": HOP, "transport": hop, "mu": 0.0}
+        return {"policy": HOP, "transport": self._hop(w, factor), "mu": 0.0}

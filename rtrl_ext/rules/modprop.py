@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from .._history import times
+from .._stream.hops import Hops
+from .._stream.learner import Learner, Setting
+from .._stream.local import unit_local
 from ._cell_types import check_cell_types, check_size, hop_weights, membership
 from .base import HOP, HOP_CELLS, LOCAL, STATE, Rule, check_count, check_number, register
 
@@ -38,6 +41,7 @@ class ModProp(Rule):
 
     _member: ClassVar[Tensor | None]
     name: ClassVar[str] = "modprop"
+    modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cells: ClassVar[tuple[str, ...]] = HOP_CELLS
     cost: ClassVar[str] = "as bptt (with taps: + 2 B n² per lag)"
     source: ClassVar[str] = "Liu et al. 2022"
@@ -66,6 +70,20 @@ class ModProp(Rule):
 
     def _hop(self, w: Tensor, factor: Tensor) -> Tensor:
         return factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
+
+    def streaming(self, cell: str) -> None:
+        super().streaming(cell)
+        if self.form == "code":
+            raise ValueError(
+                "modprop: form is 'code', which has no streaming form; expected 'paper' with taps"
+            )
+        if self.taps is None:
+            raise ValueError(
+                "modprop: taps is None, which means all lags; expected an int in streaming mode"
+            )
+
+    def learner(self, setting: Setting) -> Learner:
+        return unit_local(setting, hops=Hops(self.taps or 1, float(self.mu), self._hop))
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         if not self.native:

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ._seeded import SeededRule
-from .base import check_count
+from .._stream.learner import Learner, Setting
+from .._stream.stochastic import Kronecker
+from ._seeded import SeededRule, refuse_constants
+from .base import check_count, register
 from .kfrtrl import KRONECKER_CELLS
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class OK(SeededRule):
     """Optimal Kronecker-sum approximation of real-time recurrent learning. Benzing et al. 2019.
@@ -34,3 +37,7 @@ class OK(SeededRule):
     def __post_init__(self) -> None:
         check_count("ok", "rank", self.rank)
         super().__post_init__()
+
+    def learner(self, setting: Setting) -> Learner:
+        refuse_constants(self.name, setting)
+        return Kronecker(setting, seed=self.seed or 0, terms=self.rank)

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .._stream.learner import Learner, Setting
+from .._stream.traces import Traces
 from .base import DIAGONAL, DIAGONAL_TOO, Rule, register
 
 
@@ -18,9 +20,13 @@ class SnAp1(Rule):
     """
 
     name: ClassVar[str] = "snap1"
+    modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "2 B n (n + m), + 2 B n m with input gradient; history 3 B n numbers"
     source: ClassVar[str] = "Menick et al. 2021"
+
+    def learner(self, setting: Setting) -> Learner:
+        return Traces(setting, policy=DIAGONAL)
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         return {"policy": DIAGONAL}

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .._stream.learner import Learner, Setting
+from .._stream.rolling import Rolling
 from .base import DIAGONAL_TOO, FULL, Rule, check_count, register
 
 
@@ -16,7 +18,8 @@ class TBPTT(Rule):
 
     The gradient stops at the states of steps T-k, T-2k, ... > 0 (with ``lengths``: counted from
     each sequence's own end), so ``TBPTT(T)`` is BPTT and ``TBPTT(1)`` is `Immediate`. Williams &
-    Peng 1990.
+    Peng 1990. In streaming mode every loss goes back through its own last ``k`` steps, each with
+    the weights of its time.
 
     Raises TypeError or ValueError unless ``k`` is an int of at least 1.
     """
@@ -24,12 +27,16 @@ class TBPTT(Rule):
     k: int
 
     name: ClassVar[str] = "tbptt"
+    modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     cost: ClassVar[str] = "as bptt"
     source: ClassVar[str] = "Williams & Peng 1990"
 
     def __post_init__(self) -> None:
         check_count("tbptt", "k", self.k)
+
+    def learner(self, setting: Setting) -> Learner:
+        return Rolling(setting, k=self.k)
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
         return {"policy": FULL, "window": self.k}

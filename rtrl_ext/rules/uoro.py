@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .._stream.learner import Learner, Setting
+from .._stream.stochastic import Uoro
 from ._seeded import SeededRule
-from .base import EVERY_CELL
+from .base import EVERY_CELL, register
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class UORO(SeededRule):
     """Unbiased online recurrent optimization. Tallec & Ollivier 2018.
@@ -32,3 +35,6 @@ class UORO(SeededRule):
     modes: ClassVar[tuple[str, ...]] = ("sequence", "streaming")
     cost: ClassVar[str] = "2 B n² + 4 B n (n + m); memory B n (n + m + 1) numbers"
     source: ClassVar[str] = "Tallec & Ollivier 2018"
+
+    def learner(self, setting: Setting) -> Learner:
+        return Uoro(setting, seed=self.seed or 0)

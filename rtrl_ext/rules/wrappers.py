@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._random import normal
-from .base import EVERY_CELL, Rule, get, register
+from .base import DIAGONAL_TOO, Rule, get, register
 from .bptt import BPTT
 
 Grads = dict[str, Tensor]
@@ -44,7 +44,7 @@ class Wrapper(Rule):
     """Base of the rules that change another rule's gradient."""
 
     rule: Rule
-    cells: ClassVar[tuple[str, ...]] = EVERY_CELL
+    cells: ClassVar[tuple[str, ...]] = DIAGONAL_TOO
     named: ClassVar[bool] = False
 
     @property

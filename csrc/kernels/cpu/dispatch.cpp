@@ -83,6 +83,26 @@ const LruKernels<double>& lru_kernels<double>() {
   return table;
 }
 template <>
+const TraceKernels<float>& trace_kernels<float>() {
+  static const TraceKernels<float> table = RX_CHOOSE(trace_table_f32);
+  return table;
+}
+template <>
+const TraceKernels<double>& trace_kernels<double>() {
+  static const TraceKernels<double> table = RX_CHOOSE(trace_table_f64);
+  return table;
+}
+template <>
+const InfluenceKernels<float>& influence_kernels<float>() {
+  static const InfluenceKernels<float> table = RX_CHOOSE(influence_table_f32);
+  return table;
+}
+template <>
+const InfluenceKernels<double>& influence_kernels<double>() {
+  static const InfluenceKernels<double> table = RX_CHOOSE(influence_table_f64);
+  return table;
+}
+template <>
 const UoroKernels<float>& uoro_kernels<float>() {
   static const UoroKernels<float> table = RX_CHOOSE(uoro_table_f32);
   return table;

@@ -112,6 +112,28 @@ RX_FN void write(typename Lane<V>::type* p, V v, int count) {
   }
 }
 
+// x y + z, rounded once where the instruction set can: where results must not depend on what the compiler fuses.
+#if defined(__AVX512F__)
+RX_FN VecF fused(VecF x, VecF y, VecF z) {
+  return (VecF)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+}
+RX_FN VecD fused(VecD x, VecD y, VecD z) {
+  return (VecD)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
+}
+#elif defined(__FMA__)
+RX_FN VecF fused(VecF x, VecF y, VecF z) {
+  return (VecF)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+}
+RX_FN VecD fused(VecD x, VecD y, VecD z) {
+  return (VecD)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
+}
+#else
+template <class V>
+RX_FN V fused(V x, V y, V z) {
+  return x * y + z;
+}
+#endif
+
 template <class V>
 RX_FN V one_like(V) {
   return splat<V>(1);

@@ -28,6 +28,12 @@ RX_FN S positive(S x) {
   return x > S(0) ? x : S(1);
 }
 
+RX_FN float fused(float x, float y, float z) {
+  return fmaf(x, y, z);
+}
+RX_FN double fused(double x, double y, double z) {
+  return fma(x, y, z);
+}
 RX_FN float tanh_(float x) {
   return tanhf(x);
 }

@@ -1,0 +1,249 @@
+"""One layer of a stream: its states, the steps its rule has still to take up, and the graph.
+
+Every recorded step is a node of autograd's graph, and all nodes since the rule was last brought up
+to date hang on one other, the gate, which stands for the parameters. A backward pass leaves the
+gradient of each output with its step; when all have come, the gate runs, and one pass over the
+rule's memory gives the gradients of the parameters.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._autograd import below_autograd
+from .._refuse import refuse
+from .cells import StepCell
+from .learner import Learner, rows_of
+from .records import PARTS, Gradients, Record, Weights
+
+#: So many steps without a loss wait at most before one pass takes them up.
+MOST_WAITING = 16
+
+_SUPERSEDED = (
+    "the gradient of step {step} came after the rule had been brought up to step {now}: call "
+    "backward before a later step's backward, or sum the losses of both and call it once"
+)
+_SECOND = (
+    "the gradient of a streaming step has no second derivative: use sequence mode (forward) inside "
+    "`with rtrl_ext.exact_gradients():`"
+)
+
+
+class Alive:
+    """Belongs to a step's node in the graph and goes with it."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Gate(Function):
+    """The parameters of a layer, for the steps since its rule was last brought up to date."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: "LayerStream", *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
+        # the layer holds its gate; the steps, as long as a loss may come, hold the layer
+        ctx.layer = weakref.ref(layer)
+        ctx.set_materialize_grads(False)
+        return layer.like.new_zeros(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        needs = ctx.needs_input_grad[1:]
+        grads = ctx.layer().differentiate(torch._C._current_graph_task_id())
+        found = [grads.get(name) if n else None for name, n in zip(PARTS, needs, strict=True)]
+        if torch.is_grad_enabled():  # create_graph
+            there = [g for g in found if g is not None]
+            refused = iter(refuse(_SECOND, there, []) if there else ())
+            found = [None if g is None else next(refused) for g in found]
+        return None, *found
+
+
+class Step(Function):
+    """The output of one step."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, gate: Tensor, x: Tensor, drive: Tensor | None, layer: "LayerStream",
+        record: Record,
+    ) -> Tensor:  # fmt: skip
+        ctx.layer, ctx.record, ctx.alive = layer, record, Alive()
+        ctx.save_for_backward(layer.nothing)
+        ctx.set_materialize_grads(False)
+        record.alive = weakref.ref(ctx.alive)
+        return layer.cell.output(record.after).clone()  # the caller may write into it
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        layer, record = ctx.layer, ctx.record
+        ctx.saved_tensors  # noqa: B018  raises if the graph was freed
+        if gy is None:
+            return None, None, None, None, None
+        gy = layer.receive(record, gy, torch._C._current_graph_task_id())
+        dx = drive = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            rows = layer.rows(record, gy)
+            w = record.weights.w_ih if record.weights.w_x is None else record.weights.w_x
+            dx = rows @ w if ctx.needs_input_grad[1] else None
+            drive = rows if ctx.needs_input_grad[2] else None
+        return layer.nothing, dx, drive, None, None
+
+
+class LayerStream:
+    """A layer's part of a stream.
+
+    read: gives the layer's parameters as they now are, and takes whether the recurrent weight must
+    stay as it is. make: the learner of the rule in force, given what gradients are needed. mask:
+    (G n, n), True where there is a connection.
+    """
+
+    def __init__(
+        self, cell: StepCell, batch: int, n: int, like: Tensor,
+        read: Callable[[bool], Weights], make: Callable[[frozenset[str]], Learner],
+        mask: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.cell, self.batch, self.n, self.like = cell, batch, n, like
+        self.read, self.make, self.mask = read, make, mask
+        self.states = cell.initial(batch, n, like)
+        self.learner: Learner | None = None
+        self.weights: Weights | None = None
+        self.gate: Tensor | None = None
+        self.index = 0  # of the last step
+        self.time = 0  # of the last step that the learner has taken up
+        self.waiting: list[Record] = []
+        self.last: Record | None = None  # that of `time`
+        self.fresh: Tensor | None = None  # rows whose past is dropped before the next step
+        self.cut = False  # all of them
+        self.nothing = like.new_zeros(0)
+
+    def prepare(self, key: tuple[Any, ...]) -> None:
+        """Before a step: the parameters as they now are. ``key`` changes whenever they do."""
+        weights = self.weights
+        if weights is None or weights.key != key:
+            weights = self.read(self.learner is None or self.learner.keeps_weights)
+            weights.key = key
+            self.weights, self.gate = weights, None
+        if not torch.is_grad_enabled():
+            return
+        learner = self.learner
+        if learner is None:
+            self.learner = learner = self.make(weights.wanted)
+        elif not weights.wanted <= learner.wanted:
+            new = ", ".join(sorted(weights.wanted - learner.wanted))
+            raise RuntimeError(f"{new} did not require gradients before: make a new state")
+        factor = learner.modulator
+        if factor is not None and self.index >= factor.shape[0]:
+            raise ValueError(
+                f"modulator has {factor.shape[0]} steps; expected more, for step {self.index + 1}"
+            )
+
+    def step(self, x: Tensor, drive: Tensor | None) -> Tensor:
+        """One step; x (B, m), drive (B, G n) or None, all in the layer's dtype."""
+        weights = self.weights
+        assert weights is not None
+        self.index += 1
+        grad = torch.is_grad_enabled()
+        with torch.no_grad(), below_autograd():
+            pre = torch.nn.functional.linear(x, weights.w_ih, weights.bias)
+            if drive is not None:
+                pre = pre + drive
+            before = self.states
+            after, kept = self.cell.step(pre, weights, before)
+        self.states = after
+        y = self.cell.output(after)
+        if not grad or not (weights.wanted or x.requires_grad or
+                            (drive is not None and drive.requires_grad)):  # fmt: skip
+            self.cut = True
+            return y.clone()
+        record = Record(self.index, x.detach(), before, after, kept, weights, self._starting())
+        self._make_room()
+        if self.gate is None:
+            self.gate = Gate.apply(self, *(weights.tensors.get(name) for name in PARTS))
+        out: Tensor = Step.apply(self.gate, x, drive, self, record)
+        self.waiting.append(record)
+        return out
+
+    def _starting(self) -> Tensor | None:
+        """The rows whose past is dropped before the step that is now made."""
+        fresh = self.fresh
+        if self.cut and self.index > 1:
+            fresh = torch.ones(self.batch, dtype=torch.bool, device=self.like.device)
+        self.fresh, self.cut = None, False
+        return fresh
+
+    def _make_room(self) -> None:
+        """Take up steps whose losses can't come any more, many at once."""
+        waiting = self.waiting
+        if len(waiting) < MOST_WAITING or waiting[0].pending:
+            return
+        count = next((i for i, r in enumerate(waiting) if r.pending), len(waiting))
+        if count >= MOST_WAITING // 2:
+            self._take_up(count, [None] * count)
+
+    def _take_up(self, count: int, signals: Sequence[Tensor | None]) -> Gradients:
+        assert self.learner is not None
+        taken = self.waiting[:count]
+        with torch.no_grad():
+            grads = self.learner.advance(taken, signals)
+        self.time, self.last = taken[-1].index, taken[-1]
+        del self.waiting[:count]
+        for record in taken:
+            record.signals.clear()
+        return grads
+
+    def receive(self, record: Record, gy: Tensor, task: int) -> Tensor:
+        """The gradient of a step's output has come; the learning signal, with a third factor."""
+        assert self.learner is not None
+        if record.index < self.time:
+            raise RuntimeError(_SUPERSEDED.format(step=record.index, now=self.time))
+        gy = gy.detach()
+        factor = self.learner.modulator
+        if factor is not None:
+            now = factor[record.index - 1].to(gy)
+            gy = gy * (now.unsqueeze(-1) if now.dim() == 1 else now)
+        record.signals = {task: gy}  # what a backward pass left that was broken off is dropped
+        return gy
+
+    def rows(self, record: Record, gy: Tensor) -> Tensor:
+        """The gradient (B, G n) of a step's pre-activations by the immediate path."""
+        assert self.learner is not None
+        with torch.no_grad():
+            (factors,) = self.learner.factors([record])
+            through = self.cell.signal(record.after, record.weights, gy)
+            return rows_of(through, self.cell.into_input(factors.psi[0]))
+
+    def differentiate(self, task: int) -> Gradients:
+        """The parameters' gradients, once all signals of a backward pass have come."""
+        signals = [r.signals.pop(task, None) for r in self.waiting]
+        came = [i for i, s in enumerate(signals) if s is not None]
+        last, learner = self.last, self.learner
+        assert learner is not None
+        late = None if last is None else last.signals.pop(task, None)
+        if late is not None and last is not None:
+            with torch.no_grad():
+                grads = learner.again(last, late)
+            if came:
+                more = self._take_up(came[-1] + 1, signals[: came[-1] + 1])
+                grads = {name: g + more[name] for name, g in grads.items()}
+        elif came:
+            grads = self._take_up(came[-1] + 1, signals[: came[-1] + 1])
+        else:
+            return {}
+        self.gate = None
+        if self.weights is not None and self.weights.derived:
+            self.weights = None  # the graph that they were made by is gone
+        if self.mask is not None and "w_hh" in grads:
+            grads["w_hh"] = torch.where(self.mask, grads["w_hh"], 0.0)
+        return grads
+
+    def reset(self, mask: Tensor) -> None:
+        """The states start anew in the rows of ``mask``, and nothing from before counts there."""
+        initial = self.cell.initial(self.batch, self.n, self.like)
+        rows = mask.unsqueeze(1)
+        self.states = tuple(
+            torch.where(rows, new, old) if old.dim() > 1 else old
+            for new, old in zip(initial, self.states, strict=True)
+        )
+        self.fresh = mask.clone() if self.fresh is None else self.fresh | mask

@@ -1,0 +1,72 @@
+"""Truncated backpropagation: every loss goes back through its own last k steps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .learner import Learner, Setting, biases
+from .records import Gradients, Record
+
+
+class Rolling(Learner):
+    """TBPTT(k); the memory is the last k steps themselves, each with the weights that it used."""
+
+    keeps_weights = True
+
+    def __init__(self, setting: Setting, *, k: int) -> None:
+        super().__init__(setting)
+        self.k = k
+        self.held: list[Record] = []
+
+    def looked_back(self) -> list[Record]:
+        return self.held
+
+    def look_back(self, records: list[Record]) -> None:
+        self.held = records
+
+    def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
+        steps = [*self.held, *records]
+        grads: Gradients = {}
+        first = len(self.held)
+        for j, signal in enumerate(signals):
+            if signal is not None:
+                at = first + j
+                self._through(steps[max(0, at + 1 - self.k) : at + 1], signal, grads)
+        self.held = steps[-self.k :]
+        return self._finished(grads)
+
+    def again(self, record: Record, signal: Tensor) -> Gradients:
+        grads: Gradients = {}
+        self._through(self.held, signal, grads)
+        return self._finished(grads)
+
+    def _through(self, steps: Sequence[Record], signal: Tensor, grads: Gradients) -> None:
+        """Add the gradients of one signal at the last of these steps."""
+        gy: Tensor | None = signal
+        finals: tuple[Tensor | None, ...] = (None,) * self.cell.states
+        for record in reversed(steps):
+            delta, gy, finals, units = self.cell.back(record, gy, finals, self.want_units)
+            into, out = self.cell.into_input(delta), self.cell.into_output(delta)
+            made = {f"u{i}": g.sum(0) for i, g in enumerate(units)}
+            if "w_ih" in self.wanted:
+                made["w_ih"] = into.t() @ record.x
+            if "w_hh" in self.wanted:
+                made["w_hh"] = out.t() @ self.cell.output(record.before)
+            if {"b_ih", "b_hh"} & self.wanted:
+                made["b"] = into.sum(0)
+                if out is not into:
+                    made["b_out"] = out.sum(0)
+            for name, g in made.items():
+                grads[name] = grads[name] + g if name in grads else g
+            if record.fresh is not None:
+                past = ~record.fresh[:, None]
+                gy = None if gy is None else torch.where(past, gy, 0.0)
+                finals = tuple(None if g is None else torch.where(past, g, 0.0) for g in finals)
+
+    def _finished(self, grads: Gradients) -> Gradients:
+        of_input = grads.pop("b", None)
+        of_output = grads.pop("b_out", of_input)
+        if of_input is not None and of_output is not None:
+            biases(grads, of_input, of_output, self.wanted)
+        return grads

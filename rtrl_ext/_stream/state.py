@@ -1,0 +1,212 @@
+"""The state of a stream, as users hold it."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layer import LayerStream
+from .records import Record
+
+_SPENT = (
+    "this state was consumed by a later step, which returned its successor: go on from that one "
+    "(copy.deepcopy(state) before a step keeps a branch)"
+)
+
+
+class Shared:
+    """What all handles of one stream share; `serial` is that of the newest."""
+
+    def __init__(self, owner: Any, batch_size: int, layers: list[LayerStream]) -> None:
+        self.owner, self.batch_size, self.layers = owner, batch_size, layers
+        self.serial = 0
+        self.steps = 0
+        self.rule: Any = None  # in force, once a step has been recorded
+        self.seed: Tensor | None = None  # of the noise
+        self.watched: tuple[Tensor, ...] = ()  # parameters, then constants
+        self.parameters = 0
+        self.constants: tuple[Any, ...] = ()  # their versions
+
+
+class State:
+    """Activity and learning memory of a recurrent module in streaming mode.
+
+    Made by ``module.init_state(batch_size)``. ``module.step`` consumes it and returns its
+    successor, which has the same storage; using a consumed one raises RuntimeError. It holds no
+    part of autograd's graph: memory does not grow with the number of steps, as long as outputs
+    without a loss are not kept.
+    """
+
+    __slots__ = ("_serial", "_shared")
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared, self._serial = shared, shared.serial
+
+    def _live(self) -> Shared:
+        if self._serial != self._shared.serial:
+            raise RuntimeError(_SPENT)
+        return self._shared
+
+    @property
+    def batch_size(self) -> int:
+        """The number of rows B."""
+        return self._live().batch_size
+
+    @property
+    def steps(self) -> int:
+        """How many steps the stream has made."""
+        return self._live().steps
+
+    @property
+    def h_n(self) -> Any:
+        """The activity (layers, B, n), as ``forward`` returns it: a copy, without a graph."""
+        shared = self._live()
+        public: tuple[Tensor, ...] = shared.owner._stream_public(shared.layers)
+        return public[0] if len(public) == 1 and shared.owner._one_state else public
+
+    def reset(self, mask: Tensor) -> "State":
+        """Start rows anew, in place: their activity and their credit for what was before.
+
+        mask: (B,) bool, True where an episode has ended. Losses of earlier steps may still be
+        differentiated. Returns the state itself. TypeError or ValueError for another mask.
+        """
+        shared = self._live()
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask is a {type(mask).__name__}; expected a bool tensor")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool (True = reset)")
+        if tuple(mask.shape) != (shared.batch_size,):
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; expected ({shared.batch_size},)")
+        for layer in shared.layers:
+            layer.reset(mask.to(layer.like.device))
+        return self
+
+    def detach(self) -> "State":
+        """Keep the activity and drop all credit for what was before, in place, as if it had come
+        from outside. Returns the state itself."""
+        for layer in self._live().layers:
+            layer.cut = True
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a stream needs to go on, as tensors and plain values.
+
+        ``torch.load(..., weights_only=True)`` reads it. Continuing from it gives the same bits.
+        What the state holds of the graph isn't part of it: losses of earlier steps are for the
+        original.
+        """
+        shared = self._live()
+        return {
+            "version": 1,
+            "cell": shared.owner.cell,
+            "batch_size": shared.batch_size,
+            "steps": shared.steps,
+            "rule": None if shared.rule is None else repr(shared.rule),
+            "seed": None if shared.seed is None else int(shared.seed),
+            "layers": [_layer_dict(layer) for layer in shared.layers],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> "State":
+        """Go on where ``state_dict`` was taken, in place. Returns the state itself.
+
+        The module must be of the same cell, sizes and rule, the state of the same batch size:
+        ValueError otherwise, TypeError for what is no state dict; nothing is changed then.
+        """
+        shared = self._live()
+        shared.owner._load_stream(shared, state_dict)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "State":
+        old = self._live()
+        owner = memo.get(id(old.owner), old.owner)
+        branch: State = owner._new_stream(old.batch_size)
+        new = branch._shared
+        new.rule, new.steps = old.rule, old.steps
+        new.seed = None if old.seed is None else old.seed.clone()
+        for mine, theirs in zip(new.layers, old.layers, strict=True):
+            _load_layer(mine, _layer_dict(theirs))
+        memo[id(self)] = branch
+        return branch
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a state can't be pickled: save state.state_dict() and load it into a new state"
+        )
+
+    def __repr__(self) -> str:
+        shared = self._shared
+        spent = ", consumed" if self._serial != shared.serial else ""
+        about = f"{shared.owner.cell}, batch_size={shared.batch_size}, steps={shared.steps}"
+        return f"State({about}{spent})"
+
+
+def _copy(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().clone()
+
+
+def _record_dict(r: Record) -> dict[str, Any]:
+    keep = r.weights
+    return {
+        "index": r.index,
+        "x": _copy(r.x),
+        "before": [_copy(t) for t in r.before],
+        "after": [_copy(t) for t in r.after],
+        "kept": [_copy(t) for t in r.kept],
+        "fresh": _copy(r.fresh),
+        "w_hh": _copy(keep.w_hh),
+        "units": [_copy(t) for t in keep.units],
+        "chain": [_copy(t) for t in keep.chain],
+    }
+
+
+def _layer_dict(layer: LayerStream) -> dict[str, Any]:
+    learner = layer.learner
+    looked = [] if learner is None else learner.looked_back()
+    records = [*looked, *layer.waiting]
+    return {
+        "index": layer.index,
+        "time": layer.time,
+        "states": [_copy(s) for s in layer.states],
+        "fresh": _copy(layer.fresh),
+        "cut": layer.cut,
+        "learning": None if learner is None else sorted(learner.wanted),
+        "memory": {} if learner is None else {k: _copy(t) for k, t in learner.memory().items()},
+        "looked_back": len(looked),
+        "records": [_record_dict(r) for r in records],
+    }
+
+
+def _load_layer(layer: LayerStream, saved: dict[str, Any]) -> None:
+    """Put a layer's part in place; what is given was checked."""
+    like = layer.like
+
+    def there(t: Any) -> Any:
+        if t is None:
+            return None
+        t = t.detach().clone()
+        return t.to(like) if t.is_floating_point() else t.to(like.device)
+
+    layer.index, layer.time = saved["index"], saved["time"]
+    layer.states = tuple(there(s) for s in saved["states"])
+    layer.fresh, layer.cut = there(saved["fresh"]), saved["cut"]
+    layer.weights = layer.gate = layer.last = None
+    records = []
+    for r in saved["records"]:
+        weights = copy.copy(layer.read(False))
+        weights.w_hh = there(r["w_hh"])
+        weights.units = tuple(there(t) for t in r["units"])
+        weights.chain = tuple(there(t) for t in r["chain"])
+        before, after, kept = (
+            tuple(there(t) for t in r[name]) for name in ("before", "after", "kept")
+        )
+        x, fresh = there(r["x"]), there(r["fresh"])
+        records.append(Record(r["index"], x, before, after, kept, weights, fresh))
+    layer.learner = None
+    if saved["learning"] is not None:
+        layer.learner = layer.make(frozenset(saved["learning"]))
+        memory = layer.learner.memory()
+        for name, t in saved["memory"].items():
+            memory[name].copy_(t)
+        layer.learner.look_back(records[: saved["looked_back"]])
+    layer.waiting = records[saved["looked_back"] :]

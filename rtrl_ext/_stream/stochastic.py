@@ -1,0 +1,171 @@
+"""UORO, KF-RTRL and OK: random influence matrices of low rank that are right in the mean."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _stochastic_ops as _stochastic_ops  # defines the operations
+from .._kernels import operation
+from .jacobian import jacobian, unit_terms, with_ones
+from .learner import Learner, Setting, add_direct, biases
+from .records import Factors, Gradients, Record
+
+
+class Stochastic(Learner):
+    """What the three share: whole Jacobians, signs from a seed, a step at a time."""
+
+    keeps_weights = True
+
+    def __init__(self, setting: Setting, *, seed: int) -> None:
+        super().__init__(setting)
+        self.seed = seed
+        self.width = self.cell.states * setting.hidden
+
+    def _made(self, records: list[Record]) -> Factors:
+        return self.cell.without_weights(records, self.want_units)
+
+    def _signs(self, record: Record, count: int) -> Tensor:
+        """(1, B, count), fresh for every row and step, apart for every layer."""
+        like, batch = self.setting.like, self.setting.batch
+        first = torch.full((batch,), record.index, dtype=torch.int64, device=like.device)
+        out = like.new_empty(1, batch, count)
+        operation("random_signs")(out, self.seed, first, self.setting.place)
+        return out
+
+    def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
+        total: Gradients = {}
+        for record, factors, signal in zip(records, self.factors(records), signals, strict=True):
+            for name, g in self._step(record, factors, signal).items():
+                total[name] = total[name] + g if name in total else g
+        return total
+
+    def again(self, record: Record, signal: Tensor) -> Gradients:
+        through = self.cell.signal(record.after, record.weights, signal).flatten(1)
+        return self._contracted(record, signal, through)
+
+    def _step(self, record: Record, factors: Factors, signal: Tensor | None) -> Gradients:
+        keep = None if record.fresh is None else ~record.fresh
+        self._update(record, factors, jacobian(self.cell, record, factors).unsqueeze(0), keep)
+        return {} if signal is None else self.again(record, signal)
+
+    def _update(self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None) -> None:
+        raise NotImplementedError
+
+    def _contracted(self, record: Record, signal: Tensor, through: Tensor) -> Gradients:
+        """Gradients from the signal (B, n) at the output, as ``through`` (B, S n) at the states."""
+        raise NotImplementedError
+
+
+class Uoro(Stochastic):
+    """UORO: an outer product s ⊗ θ~."""
+
+    def __init__(self, setting: Setting, *, seed: int) -> None:
+        super().__init__(setting, seed=seed)
+        n, b, like, wanted = setting.hidden, setting.batch, setting.like, self.wanted
+        rows = self.cell.gates * n
+        ones = bool({"b_ih", "b_hh"} & wanted)
+        apart = self.cell.parts != self.cell.gates
+        self.blocks: dict[str, Any] = {
+            "ih": ("w_ih" in wanted, ones, setting.inputs),
+            "hh": ("w_hh" in wanted, ones and apart, n),
+        }
+        self.theta = {
+            name: like.new_zeros(b, rows, there * columns + with_bias)
+            for name, (there, with_bias, columns) in self.blocks.items()
+            if there or with_bias
+        }
+        for i in range(setting.units):
+            self.theta[f"u{i}"] = like.new_zeros(b, n, 1)
+        self.s = like.new_zeros(b, self.width)
+        self.norm = like.new_zeros(b)
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"s": self.s, "norm": self.norm, **self.theta}
+
+    def _update(self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None) -> None:
+        signs = self._signs(record, self.width)
+        b, n = self.setting.batch, self.setting.hidden
+        psis, pres = [], []
+        for name in self.theta:
+            if name in self.blocks:
+                there, ones, _ = self.blocks[name]
+                of = record.x if name == "ih" else self.cell.output(record.before)
+                take = self.cell.into_input if name == "ih" else self.cell.into_output
+                psis.append(take(factors.psi).contiguous())
+                pres.append(with_ones(of, there, ones).unsqueeze(0))
+        if factors.units is not None:
+            # νᵀ I of a constant is a number for each unit: given to its first state, whose sign
+            # the operation multiplies by once more
+            immediate = unit_terms(self.cell, record, factors)
+            by = torch.bmm(signs[0].unsqueeze(1), immediate)[:, 0].unflatten(1, (-1, n))
+            for i in range(self.setting.units):
+                psi = by.new_zeros(1, b, self.cell.states, n)
+                psi[0, :, 0] = by[:, i] * signs[0, :, :n]
+                psis.append(psi)
+                pres.append(by.new_ones(1, b, 1))
+        operation("uoro_step")(
+            self.s, list(self.theta.values()), self.norm, True, j, psis, pres, signs, keep, None, []
+        )
+
+    def _contracted(self, record: Record, signal: Tensor, through: Tensor) -> Gradients:
+        weight = (through * self.s).sum(1)
+        grads: Gradients = {}
+        bias: dict[str, Tensor] = {}
+        for name, theta in self.theta.items():
+            g = torch.einsum("b,brq->rq", weight, theta)
+            if name not in self.blocks:
+                grads[name] = g[:, 0]
+                continue
+            there, ones, columns = self.blocks[name]
+            if there:
+                grads[f"w_{name}"] = g[:, :columns]
+            if ones:
+                bias[name] = g[:, -1].clone()
+        if bias:
+            biases(grads, bias["ih"], bias.get("hh", bias["ih"]), self.wanted)
+        count = self.setting.units
+        if count:
+            flat = torch.cat([grads[f"u{i}"] for i in range(count)])
+            flat = add_direct(self.cell, [record], [signal], flat)
+            grads |= {f"u{i}": g for i, g in enumerate(flat.chunk(count))}
+        return grads
+
+
+class Kronecker(Stochastic):
+    """KF-RTRL (terms 0) and OK(r): Kronecker products u ⊗ A, of all parameters as one block."""
+
+    def __init__(self, setting: Setting, *, seed: int, terms: int = 0) -> None:
+        super().__init__(setting, seed=seed)
+        self.terms = terms
+        columns = setting.inputs + setting.hidden + 1
+        lead = (setting.batch, terms) if terms else (setting.batch,)
+        rows = self.cell.gates * setting.hidden
+        self.u = setting.like.new_zeros(*lead, columns)
+        self.a = setting.like.new_zeros(*lead, self.width, rows)
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"u": self.u, "a": self.a}
+
+    def _update(self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None) -> None:
+        x, y = record.x, self.cell.output(record.before)
+        pre = torch.cat([x, y, x.new_ones(x.shape[0], 1)], 1).unsqueeze(0)
+        signs = self._signs(record, self.terms + 1 if self.terms else 2)
+        name = "ok_step" if self.terms else "kfrtrl_step"
+        operation(name)(self.u, self.a, j, factors.psi.contiguous(), pre, signs, keep, None, None)
+
+    def _contracted(self, record: Record, signal: Tensor, through: Tensor) -> Gradients:
+        u, a = (self.u, self.a) if self.terms else (self.u.unsqueeze(1), self.a.unsqueeze(1))
+        row = torch.einsum("bi,brig->brg", through, a)
+        g = torch.einsum("brg,brp->gp", row, u)
+        m, n = self.setting.inputs, self.setting.hidden
+        grads: Gradients = {}
+        if "w_ih" in self.wanted:
+            grads["w_ih"] = g[:, :m]
+        if "w_hh" in self.wanted:
+            grads["w_hh"] = g[:, m : m + n]
+        if {"b_ih", "b_hh"} & self.wanted:
+            of = g[:, -1].clone()
+            biases(grads, of, of, self.wanted)
+        return grads
