@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_mask, check_tensor
+from .._checks import check_mask
 from .._influence_kernels import (
     check_like_influence,
     refuse_gradients,
@@ -209,7 +209,8 @@ def _steps(
 ) -> Steps:
     """The steps' tensors with their leading K, shapes checked."""
     pending = jacobian.dim() == 4
-    lead = (jacobian.shape[0],) if pending else ()
+    count = jacobian.shape[0] if pending else 1
+    lead = (count,) if pending else ()
     width = states * n
     for name, x, shape in (
         ("jacobian", jacobian, (batch, width, width)),
@@ -224,7 +225,7 @@ def _steps(
     if signal is not None:
         shape = (batch, states, n)
         came = tuple(signal.shape)
-        most = max(1, lead[0]) if pending else 1
+        most = max(1, count)
         if came != shape and (len(came) != 4 or came[1:] != shape or came[0] > most):
             raise ValueError(
                 f"signal has shape {came}; expected {shape}, or a leading K' of at most {most}"
