@@ -116,7 +116,7 @@ def test_versions_and_autograd():
         followed = parts()
         followed[name].requires_grad_()
         before = followed["influence"].detach().clone()
-        with pytest.raises(RuntimeError, match=f"{name} requires grad, and rtrl_step_"):
+        with pytest.raises(RuntimeError, match=f"{name}.* requires grad"):
             rtrl_step_(**followed)
         assert torch.equal(followed["influence"], before)
         with torch.no_grad():
@@ -140,8 +140,8 @@ REFUSED = [
     ({"signal": None}, ValueError, "signal is None; expected both signal and grad, or neither"),
     ({"grad": None}, ValueError, "grad is None; expected both"),
     ({"grad": lambda x: x.T}, ValueError, r"grad has shape \(9, 5\); expected \(5, 9\)"),
-    ({"grad": lambda x: x[:1].expand(5, 9)}, RuntimeError, "grad, which is changed in place, has"),
-    ({"influence": lambda x: x[:1].expand(x.shape)}, RuntimeError, "influence, which is changed"),
+    ({"grad": lambda x: x[:1].expand(5, 9)}, ValueError, "grad is written in place, but several"),
+    ({"influence": lambda x: x[:1].expand(x.shape)}, ValueError, "influence is written"),
     ({"jacobian": lambda x: x.to("meta")}, ValueError, "jacobian is on meta; expected cpu, as"),
 ]
 
@@ -163,10 +163,10 @@ def test_shared_memory_is_refused():
     flat = given["influence"].view(-1)
     for name in ("jacobian", "psi", "pre", "signal", "grad"):
         inside = flat[: given[name].numel()].view(given[name].shape)
-        with pytest.raises(RuntimeError, match=rf"influence, .* and {name} share memory"):
+        with pytest.raises(ValueError, match=rf"influence is .* shares memory with {name}"):
             rtrl_step_(**given | {name: inside})
     inside = given["grad"].view(-1)[: given["psi"].numel()].view(given["psi"].shape)
-    with pytest.raises(RuntimeError, match=r"grad, .* and psi share memory"):
+    with pytest.raises(ValueError, match=r"grad is .* shares memory with psi"):
         rtrl_step_(**given | {"psi": inside})
 
 
@@ -180,7 +180,7 @@ def test_refusals_of_snap():
         ({"influence": pattern.zeros(B + 1)}, TypeError, "jacobian has dtype torch.float64; exp"),
         ({"influence": given["influence"][:, 1:]}, ValueError, r"expected \(B, \d+\), the patt"),
         ({"pattern": block(mask, 1, "leaky")[0]}, ValueError, "influence has shape"),
-        ({"influence": given["influence"][:1].expand(B, -1)}, RuntimeError, "influence, which is"),
+        ({"influence": given["influence"][:1].expand(B, -1)}, ValueError, "influence is written"),
         ({"influence": given["influence"].T.contiguous().T}, ValueError, "influence has strides"),
         ({"pre": given["pre"][:, 1:]}, ValueError, "pre has shape"),
         ({"grad": None}, ValueError, "grad is None"),
