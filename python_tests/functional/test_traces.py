@@ -256,7 +256,11 @@ def test_refusals():
     no(ValueError, "trace is written in place and shares memory with psi", psi=E[..., 0])
     no(ValueError, "shares memory with grad", grad=E[0])
     no(RuntimeError, "trace: a leaf Variable that requires grad", trace=E.clone().requires_grad_())
-    no(RuntimeError, "psi requires grad, and traces are outside", psi=psi.clone().requires_grad_())
+    no(
+        RuntimeError,
+        "psi requires grad, and this function is outside",
+        psi=psi.clone().requires_grad_(),
+    )
     no(ValueError, "expected meta|expected cpu, as trace", pre=pre.to("meta"))
     with torch.no_grad():
         trace_step_(E.clone(), 0.9, psi.clone().requires_grad_(), pre, signal, grad.clone())
