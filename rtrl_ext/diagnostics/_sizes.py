@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .._snap_pattern import _WHOLE as WHOLE
 from .._snap_pattern import reachable
 from .._stream.cells import NONE, StepCell
 from .._stream.gated import Gated
@@ -19,7 +21,7 @@ from .._stream.spiking import Spiking
 from .._stream.stochastic import Kronecker, Uoro
 from .._stream.traces import Traces
 from ..reference.alif import ZERO
-from ..rules import ModProp, Rule
+from ..rules import MDGL, ModProp, Rule
 from ..rules.base import DIAGONAL, LOCAL
 from ..rules.wrappers import Wrapper
 
@@ -140,6 +142,8 @@ def learning_bytes(layer: Layer, learner: Learner) -> int:
         numbers = s * (r * (in_block + own_block) + layer.units * n)
     elif isinstance(learner, RankOne):
         numbers = w_ih * m + w_hh * n + ones
+        if learner.hops is not None:  # the inputs as filtered at the steps that are held
+            numbers *= 1 + held_steps(learner)
     elif isinstance(learner, Rolling):
         numbers = 0
     elif isinstance(learner, Influence):
@@ -190,15 +194,49 @@ def streaming_bytes(layer: Layer, learner: Learner) -> Bytes:
     """Bytes by kind, with a loss and new parameters at every step."""
     n, b, held = layer.hidden, layer.batch, held_steps(learner)
     record = layer.inputs + n * (sum(step_numbers(layer).values()) + factor_numbers(layer, learner))
-    records = held * record
-    if isinstance(learner, RankOne) and learner.hops is not None:  # the inputs as filtered then
-        records += held * learning_bytes(layer, learner) // (b * layer.size)
-    return {
+    if isinstance(learner, RankOne) and learner.hops is not None and not learner.decay:
+        # what was filtered is the input and the output before
+        record -= ("w_ih" in layer.wanted) * layer.inputs + ("w_hh" in layer.wanted) * n
+    found = {
         "learning": learning_bytes(layer, learner),
         "states": b * n * state_numbers(layer) * layer.size,
-        "records": b * records * layer.size,
+        "records": b * held * record * layer.size,
         "weights": held * _weight_copies(layer, learner.keeps_weights),
     }
+    if isinstance(learner, Influence) and learner.k:
+        found["pattern"] = pattern_bytes(layer, learner.k)
+    return found
+
+
+def pattern_bytes(layer: Layer, k: int) -> int:
+    """Bytes of the lists that say which entries SnAp(k) keeps, see `Pattern`."""
+    n = layer.hidden
+    reached, heard = pattern_counts(layer, k)
+    own = layer.step.parts != layer.step.gates and layer.learns_bias
+    there = "w_hh" in layer.wanted
+    of_input = ("w_ih" in layer.wanted) * layer.inputs + layer.learns_bias
+    columns = [n * of_input, sum(heard) * there + n * own]
+    shared = 12 * sum(reached) + 8 * _links(layer, k) + 8 * _connections(layer) + 8 * (4 * n + 4)
+    return sum(shared + 4 * c for c in columns if c) + layer.step.states * n * n
+
+
+def _hears(layer: Layer) -> Tensor:
+    assert layer.mask is not None
+    return layer.mask | torch.eye(layer.hidden, dtype=torch.bool)
+
+
+def _connections(layer: Layer) -> int:
+    """Pairs of units one of which hears of the other, or is it."""
+    return layer.hidden**2 if layer.mask is None else int(_hears(layer).sum())
+
+
+def _links(layer: Layer, k: int) -> int:
+    """Pairs that are listed one by one, over all units' neighbourhoods."""
+    if layer.mask is None:
+        return 0
+    reach = reachable(layer.mask, k).float()
+    pairs = ((reach @ _hears(layer).float()) * reach).sum(1)
+    return int(pairs[pairs <= WHOLE * reach.sum(1) ** 2].sum())
 
 
 def waiting_bytes(layer: Layer) -> int:
@@ -222,6 +260,8 @@ def sequence_bytes(layer: Layer, rule: Rule, steps: int, learner: Learner | None
             weights += 2 * n * layer.outputs * layer.size
         kept["weights"] = weights
         kept["factors"] = rows * n * factor_numbers(layer, learner) * layer.size
+        if isinstance(learner, Influence) and learner.k:
+            kept["pattern"] = pattern_bytes(layer, learner.k)
         return kept | {"learning": learning_bytes(layer, learner)}
     wrapped = isinstance(rule, Wrapper)
     runs = 1 + len(rule.references()) if isinstance(rule, Wrapper) else 1
@@ -237,6 +277,8 @@ def sequence_bytes(layer: Layer, rule: Rule, steps: int, learner: Learner | None
         weights += r * (m + 2 * layer.bias) * layer.size
     if layer.step.reaches and (half or layer.mask is not None):
         weights += r * n * layer.size
+    if isinstance(rule, MDGL | ModProp) and isinstance(layer.step, Leaky | Spiking):
+        weights += r * n * layer.size * (not isinstance(rule, ModProp) or rule.native)  # of hops
     if layer.mask is not None and layer.step.gates > 1:
         weights += r * n  # the mask, for every gate
     return {k: runs * v for k, v in (kept | {"weights": weights}).items()}
