@@ -151,3 +151,19 @@ def test_reports_are_frozen_and_readable():
 def test_wrong_arguments_are_named(options, error, name):
     with pytest.raises(error, match=name):
         verify(**({"module": rx.GRU(3, 4), "rule": "eprop"} | options))
+
+
+def test_masked_gates():
+    ring = torch.eye(5).roll(1, 0).bool()
+    torch.manual_seed(4)
+    module = rx.GRU(3, 5, 2, mask=ring)
+    errors = [verify(module, rules.SnAp(k), seq_len=9).blocks["weight_hh_l1"].error for k in (1, 3)]
+    assert errors[0] > errors[1] > 1e-6
+    assert verify(module, rules.SnAp(5), seq_len=9).total.expected == ""  # a stack
+    single = rx.LSTM(3, 5, mask=ring)
+    assert verify(single, rules.SnAp(5), seq_len=9).total.expected == "exact"
+    assert verify(single, rules.SnAp(5), seq_len=9).passed
+    assert verify(single, rules.SnAp(4), seq_len=9).total.expected == "biased"
+    assert verify(single, rules.SnAp(4), seq_len=9).passed
+    alone = rx.GRU(3, 5, mask=torch.eye(5).bool())
+    assert verify(alone, "snap1").total.passed is None and verify(alone, "snap1").total.error < 1e-9

@@ -165,7 +165,7 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
         return self
 
     def _recurrent_weight(self, layer: int) -> Tensor:
-        return masked(getattr(self, f"weight_hh_l{layer}"), self.mask)
+        return masked(getattr(self, f"weight_hh_l{layer}"), self._step_mask())
 
     def _run_layer(
         self,
