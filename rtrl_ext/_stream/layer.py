@@ -46,6 +46,7 @@ class Gate(Function):
     def forward(ctx: Any, layer: "LayerStream", *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
         # the layer holds its gate; the steps, as long as a loss may come, hold the layer
         ctx.layer = weakref.ref(layer)
+        ctx.parameters = [p for p in parameters if p is not None and p.requires_grad]
         ctx.set_materialize_grads(False)
         return layer.like.new_zeros(0)
 
@@ -56,7 +57,7 @@ class Gate(Function):
         found = [grads.get(name) if n else None for name, n in zip(PARTS, needs, strict=True)]
         if torch.is_grad_enabled():  # create_graph
             there = [g for g in found if g is not None]
-            refused = iter(refuse(_SECOND, there, []) if there else ())
+            refused = iter(refuse(_SECOND, there, ctx.parameters) if there else ())
             found = [None if g is None else next(refused) for g in found]
         return None, *found
 
@@ -145,7 +146,7 @@ class LayerStream:
         assert weights is not None
         self.index += 1
         grad = torch.is_grad_enabled()
-        with torch.no_grad(), below_autograd():
+        with below_autograd():
             pre = torch.nn.functional.linear(x, weights.w_ih, weights.bias)
             if drive is not None:
                 pre = pre + drive
@@ -185,7 +186,7 @@ class LayerStream:
     def _take_up(self, count: int, signals: Sequence[Tensor | None]) -> Gradients:
         assert self.learner is not None
         taken = self.waiting[:count]
-        with torch.no_grad():
+        with below_autograd():
             grads = self.learner.advance(taken, signals)
         self.time, self.last = taken[-1].index, taken[-1]
         del self.waiting[:count]
@@ -209,7 +210,7 @@ class LayerStream:
     def rows(self, record: Record, gy: Tensor) -> Tensor:
         """The gradient (B, G n) of a step's pre-activations by the immediate path."""
         assert self.learner is not None
-        with torch.no_grad():
+        with below_autograd():
             (factors,) = self.learner.factors([record])
             through = self.cell.signal(record.after, record.weights, gy)
             return rows_of(through, self.cell.into_input(factors.psi[0]))
@@ -222,7 +223,7 @@ class LayerStream:
         assert learner is not None
         late = None if last is None else last.signals.pop(task, None)
         if late is not None and last is not None:
-            with torch.no_grad():
+            with below_autograd():
                 grads = learner.again(last, late)
             if came:
                 more = self._take_up(came[-1] + 1, signals[: came[-1] + 1])

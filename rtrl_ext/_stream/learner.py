@@ -58,6 +58,11 @@ class Learner:
 
     def factors(self, records: Sequence[Record]) -> list[Factors]:
         """Each record's factors, made together where records share their weights."""
+        if len(records) == 1:  # the rule with a loss at every step
+            (record,) = records
+            if record.factors is None:
+                record.factors = self._made([record])
+            return [record.factors]
         todo = [r for r in records if r.factors is None]
         while todo:
             same = [r for r in todo if r.weights is todo[0].weights]
@@ -100,9 +105,8 @@ class Learner:
         first = next((i for i, s in enumerate(signals) if s is not None), None)
         if first is None:
             return None
-        zero = torch.zeros_like(self.cell.output(records[first].after))
         rows = [
-            self.at_states(r, zero if s is None else s)
+            self.at_states(r, torch.zeros_like(self.cell.output(r.after)) if s is None else s)
             for r, s in zip(records[first:], signals[first:], strict=True)
         ]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._trace import trace_step
+from .._kernels import operation
 
 
 def trace_pass(
@@ -26,14 +26,16 @@ def trace_pass(
             return None, None
         ones = bias.new_ones(()).expand(psi.shape[0], bias.shape[0], 1)
         total = None if signal is None else bias.new_zeros(bias.shape[2], 1)
-        trace_step(bias.unsqueeze(3), None, decay, psi, ones, signal, total, None, commit)
+        run = operation("trace_step")
+        run(bias.unsqueeze(3), None, decay, psi, ones, signal, total, None, commit)
         return None, None if total is None else total[:, 0]
     assert pre is not None
     grad = grad_bias = None
     if signal is not None:
         grad = trace.new_zeros(trace.shape[2:])
         grad_bias = None if bias is None else bias.new_zeros(bias.shape[2])
-    trace_step(trace, bias, decay, psi, pre, signal, grad, grad_bias, commit)
+    run = operation("trace_step")
+    run(trace, bias, decay, psi, pre, signal, grad, grad_bias, commit)
     return grad, grad_bias
 
 

@@ -143,14 +143,14 @@ class Traces(Learner):
 
     def _signals(self, steps: list[Record], signals: list[Tensor | None]) -> list[Tensor]:
         """Gradients (B, S, n) of every step's states."""
-        rows = signals
-        zero = torch.zeros_like(self.cell.output(steps[0].after))
-        if self.filtered:
-            none = zero.new_zeros(zero.shape[0], self.cell.states, zero.shape[1])
-            return [torch.cat([none, (zero if g is None else g).unsqueeze(1)], 1) for g in rows]
-        return [
-            self.at_states(r, zero if g is None else g) for r, g in zip(steps, rows, strict=True)
+        rows = [
+            torch.zeros_like(self.cell.output(r.after)) if g is None else g
+            for r, g in zip(steps, signals, strict=True)
         ]
+        if self.filtered:
+            none = rows[0].new_zeros(rows[0].shape[0], self.cell.states, rows[0].shape[1])
+            return [torch.cat([none, g.unsqueeze(1)], 1) for g in rows]
+        return [self.at_states(r, g) for r, g in zip(steps, rows, strict=True)]
 
     def _extended(
         self, psi: Tensor, units: Tensor | None, decay: Tensor, steps: Sequence[Record]

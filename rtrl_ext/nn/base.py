@@ -194,21 +194,21 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
         return connected(self.mask, self.gates)
 
     def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
-        names = [name.rsplit("_l", 1)[0] for name in self._all_weights[layer]]
-        given: dict[str, Tensor | None] = dict(zip(names, self._weights(layer), strict=True))
-        plain = {k: None if t is None else t.detach().to(dtype) for k, t in given.items()}
-        w_ih, w_hh = plain["weight_ih"], plain["weight_hh"]
-        assert w_ih is not None and w_hh is not None
+        weights = self._weights(layer)
+        tensors: dict[str, Tensor | None] = {"b_ih": None, "b_hh": None}
+        tensors |= zip(("w_ih", "w_hh", "b_ih", "b_hh"), weights, strict=False)
+        plain = [t.detach() for t in weights]
+        as_it_is = plain[0].dtype == dtype
+        if not as_it_is:
+            plain = [t.to(dtype) for t in plain]
+        w_ih, w_hh, *biases = plain
+        b_ih, b_hh = biases if biases else (None, None)
         mask = self._step_mask()
         if mask is not None:
             w_hh = torch.where(mask, w_hh, 0.0)
-        elif keep and given["weight_hh"] is not None and dtype == given["weight_hh"].dtype:
+        elif keep and as_it_is:
             w_hh = w_hh.clone()
-        bias, constants = self._step_biases(plain.get("bias_ih"), plain.get("bias_hh"), w_hh)
-        tensors = {
-            "w_ih": given["weight_ih"], "w_hh": given["weight_hh"],
-            "b_ih": given.get("bias_ih"), "b_hh": given.get("bias_hh"),
-        }  # fmt: skip
+        bias, constants = self._step_biases(b_ih, b_hh, w_hh)
         trained, units, chain = self._step_constants(layer, dtype)
         tensors |= trained
         wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
