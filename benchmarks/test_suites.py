@@ -20,7 +20,7 @@ from benchmarks.problem import Case
 from benchmarks.results import Row
 from benchmarks.settings import TOLERANCE
 from benchmarks.spiking_problem import CONSTANTS, MARGIN, make_spiking_data, simulate
-from benchmarks.suites import gated_step, hvp, spiking
+from benchmarks.suites import gated_step, hvp, spiking, uoro_step
 
 RULES = ("bptt", "eprop", "snap1")
 SMALL = {"GRU": Case(7, 5, 3, 9, 3), "LSTM": Case(7, 5, 3, 9, 4)}
@@ -168,3 +168,15 @@ def test_snntorch_is_lif_with_the_reset_detached() -> None:
     got = torch.autograd.grad(y, own, data["gy"])
     assert spiking.error(got, spiking_gradient("LIF", "no reset")) < 1e-4
     assert spiking.error(got, spiking_gradient("LIF", "bptt")) > 1e-2
+
+
+def test_uoro_step(tmp_path: Path) -> None:
+    rows = quick("uoro_step", tmp_path / "a.json")
+    assert set(rows) == {"KF-RTRL", "OK(4)"}
+    found = []
+    for way in ("ours", "operation", "eager"):
+        case = uoro_step.Case(3, 8, 11, 16)
+        getattr(case, way)()()
+        found.append((case.s, case.theta, case.grad))
+    for other in found[1:]:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0], other, strict=True))
