@@ -180,3 +180,14 @@ def test_uoro_step(tmp_path: Path) -> None:
         found.append((case.s, case.theta, case.grad))
     for other in found[1:]:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0], other, strict=True))
+
+
+def test_stream_latency(tmp_path: Path) -> None:
+    short = ["--threads", "1", "--rounds", "1", "--sample-seconds", "0.001", "--quick"]
+    path = tmp_path / "a.json"
+    assert run.main(["--suite", "stream_latency", *short, "--json", str(path)]) == 0
+    _, rows = results.load(path)
+    mine = [r for r in rows if r.ours]
+    assert {r.name for r in mine} >= {"LeakyRNN eprop", "GRU snap1", "LSTM eprop", "LRU rtrl"}
+    assert all(0 < r.info["p50_us"] <= r.info["p99_us"] for r in mine)
+    assert any(r.bound == 2.0 and r.against == "GRU detached, eager" for r in mine)
