@@ -29,6 +29,8 @@ SUITES = {
     "lru": "lru",
     "trace_step": "trace_step",
     "uoro_step": "uoro_step",
+    "rtrl_step": "rtrl_step",
+    "snap_step": "snap_step",
     "replicas": "replicas",
     "cold_start": "cold_start",
     "end_to_end": "end_to_end",

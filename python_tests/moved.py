@@ -10,11 +10,20 @@ import emulated
 import gated_cases
 import torch
 
-from rtrl_ext import _functorch, _influence_kernels, _kernels, _lru, _recurrence_ops, _trace
+from rtrl_ext import (
+    _functorch,
+    _influence_kernels,
+    _kernels,
+    _lru,
+    _recurrence_ops,
+    _stochastic_ops,
+    _trace,
+)
 
 NAMESPACE = "rtrl_ext_moved"
 NAMES = (
     *_kernels.Kernels._fields, *gated_cases.NAMES, *alif_cases.NAMES, "lru_scan", "lru_backward",
+    *_stochastic_ops.COMPILED,
     *_trace.NAMES,
     *_influence_kernels.NAMES,
 )  # fmt: skip
@@ -36,12 +45,23 @@ class Ops:
     def _moving(real, device):
         written = [a.alias_info is not None for a in real._schema.arguments]
 
+        def go(a):
+            if isinstance(a, (list, tuple)):
+                return [go(x) for x in a]
+            return a.to(device) if isinstance(a, torch.Tensor) else a
+
+        def back(here, there):
+            if isinstance(here, torch.Tensor):
+                here.copy_(there)
+            for x, y in zip(here, there, strict=True) if isinstance(here, list) else ():
+                x.copy_(y)
+
         def run(*args):
-            there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+            there = [go(a) for a in args]
             out = real(*there)
             for here, moved, changed in zip(args, there, written, strict=False):
-                if changed and here is not None:
-                    here.copy_(moved)
+                if changed:
+                    back(here, moved)
             return None if out is None else tuple(x.cpu() for x in out)
 
         return run
@@ -67,5 +87,6 @@ def load(device: str = "cuda") -> Ops:
     _lru.register(NAMESPACE)
     _influence_kernels.register(NAMESPACE)
     _recurrence_ops.register(NAMESPACE)
+    _stochastic_ops.register(NAMESPACE)
     _trace.register(NAMESPACE)
     return ops

@@ -55,7 +55,7 @@ def _kfrtrl(u: Tensor, a: Tensor, jacobian: Tensor, psi: Tensor, pre: Tensor, si
 
 
 def mixing(d: Tensor, signs: Tensor) -> Tensor:
-    """F (B, q, q - 1) whose F Fᵀ is, in the mean over signs (B, q), diag(d) of the falling d (B, q).
+    """F (B, q, q - 1) whose F Fᵀ is, in the mean over signs (B, q), diag(d) of falling d (B, q).
 
     As in `reference.kronecker.mixing`. With z padded by zeros at the values that are kept, the
     reflection that takes the last unit vector to -z has the columns wanted: unit vectors for the

@@ -1,5 +1,8 @@
 """The CUDA kernels of RTRL and SnAp, run on the CPU, equal the plain reference."""
 
+import subprocess
+
+import emulated
 import pytest
 import torch
 from influence_cases import SHAPES, patterns, problem, run, run_both, twice
@@ -84,3 +87,10 @@ def test_rows_of_the_influence_may_lie_apart(ops):
     expected = run(ops.rtrl_step, parts)
     assert torch.equal(view, expected[0]) and torch.equal(grad, expected[1])
     assert (wide[:, 0] == 7).all() and (wide[..., rows * columns :] == 7).all()
+
+
+@pytest.mark.parametrize("mode", emulated.MODES)
+def test_under_sanitizers(mode, tmp_path):
+    program = emulated.driver(mode, tmp_path, "influence")
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0 and "all equal" in done.stdout, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The CUDA kernels of UORO's steps and of random signs, run on the CPU, equal the plain reference."""
+"""The CUDA kernels of UORO's steps and of random signs, run on the CPU, equal the reference."""
 
 import subprocess
 

@@ -116,7 +116,7 @@ def test_versions_and_autograd():
         followed = parts()
         followed[name].requires_grad_()
         before = followed["influence"].detach().clone()
-        with pytest.raises(RuntimeError, match=f"{name} requires grad, and rtrl_step_"):
+        with pytest.raises(RuntimeError, match=f"{name}.* requires grad"):
             rtrl_step_(**followed)
         assert torch.equal(followed["influence"], before)
         with torch.no_grad():
@@ -126,23 +126,23 @@ def test_versions_and_autograd():
 REFUSED = [
     ({"influence": None}, TypeError, "influence is a NoneType; expected a tensor"),
     ({"psi": [1]}, TypeError, "psi is a list; expected a tensor"),
-    ({"pre": lambda x: x.float()}, TypeError, "pre has dtype torch.float32; expected torch.float64"),
-    ({"influence": lambda x: x.half()}, TypeError, "influence has dtype torch.float16; expected fl"),
+    ({"pre": lambda x: x.float()}, TypeError, "pre has dtype torch.float32; expected"),
+    ({"influence": lambda x: x.half()}, TypeError, "influence has dtype torch.float16; expect"),
     ({"influence": lambda x: x[0]}, ValueError, r"influence has shape \(5, 5, 9\); expected 4 dim"),
     ({"influence": lambda x: x.transpose(2, 3)}, ValueError, "influence has .*expected"),
-    ({"jacobian": lambda x: x[:2]}, ValueError, r"jacobian has shape \(2, 5, 5\); expected \(3, 5,"),
+    ({"jacobian": lambda x: x[:2]}, ValueError, r"jacobian has shape \(2, 5, 5\); expected \(3"),
     ({"jacobian": lambda x: x[None]}, ValueError, r"psi has shape \(3, 1, 5\); expected \(1, 3, 1"),
     ({"psi": lambda x: x[:, 0]}, ValueError, r"psi has shape \(3, 5\); expected \(3, 1, 5\)"),
-    ({"psi": lambda x: x.repeat(1, 3, 1)}, ValueError, r"expected \(B, S n, G n, Q\) and \(B, S, G"),
+    ({"psi": lambda x: x.repeat(1, 3, 1)}, ValueError, r"expected \(B, S n, G n, Q\) and \(B, S"),
     ({"pre": lambda x: x[:, 1:]}, ValueError, r"pre has shape \(3, 8\); expected \(3, 9\)"),
     ({"signal": lambda x: x[:, 0]}, ValueError, r"signal has shape \(3, 5\); expected \(3, 1, 5\)"),
     ({"signal": lambda x: x.repeat(2, 1, 1, 1)}, ValueError, "signal has shape .* of at most 1"),
     ({"signal": None}, ValueError, "signal is None; expected both signal and grad, or neither"),
     ({"grad": None}, ValueError, "grad is None; expected both"),
     ({"grad": lambda x: x.T}, ValueError, r"grad has shape \(9, 5\); expected \(5, 9\)"),
-    ({"grad": lambda x: x[:1].expand(5, 9)}, RuntimeError, "grad, which is changed in place, has s"),
-    ({"influence": lambda x: x[:1].expand(x.shape)}, RuntimeError, "influence, which is changed"),
-    ({"jacobian": lambda x: x.to("meta")}, ValueError, "jacobian is on meta; expected cpu, as inf"),
+    ({"grad": lambda x: x[:1].expand(5, 9)}, ValueError, "grad is written in place, but several"),
+    ({"influence": lambda x: x[:1].expand(x.shape)}, ValueError, "influence is written"),
+    ({"jacobian": lambda x: x.to("meta")}, ValueError, "jacobian is on meta; expected cpu, as"),
 ]
 
 
@@ -163,10 +163,10 @@ def test_shared_memory_is_refused():
     flat = given["influence"].view(-1)
     for name in ("jacobian", "psi", "pre", "signal", "grad"):
         inside = flat[: given[name].numel()].view(given[name].shape)
-        with pytest.raises(RuntimeError, match=f"influence, .* and {name} share memory"):
+        with pytest.raises(ValueError, match=rf"influence is .* shares memory with {name}"):
             rtrl_step_(**given | {name: inside})
     inside = given["grad"].view(-1)[: given["psi"].numel()].view(given["psi"].shape)
-    with pytest.raises(RuntimeError, match="grad, .* and psi share memory"):
+    with pytest.raises(ValueError, match=r"grad is .* shares memory with psi"):
         rtrl_step_(**given | {"psi": inside})
 
 
@@ -180,7 +180,7 @@ def test_refusals_of_snap():
         ({"influence": pattern.zeros(B + 1)}, TypeError, "jacobian has dtype torch.float64; exp"),
         ({"influence": given["influence"][:, 1:]}, ValueError, r"expected \(B, \d+\), the patt"),
         ({"pattern": block(mask, 1, "leaky")[0]}, ValueError, "influence has shape"),
-        ({"influence": given["influence"][:1].expand(B, -1)}, RuntimeError, "influence, which is"),
+        ({"influence": given["influence"][:1].expand(B, -1)}, ValueError, "influence is written"),
         ({"influence": given["influence"].T.contiguous().T}, ValueError, "influence has strides"),
         ({"pre": given["pre"][:, 1:]}, ValueError, "pre has shape"),
         ({"grad": None}, ValueError, "grad is None"),
@@ -217,7 +217,8 @@ def test_refusals_of_patterns(args, options, error, words):
 def test_a_pattern_of_no_columns_and_no_batch():
     pattern = snap_pattern(torch.zeros(3, 3, dtype=torch.bool), 2)
     assert pattern.size == 0
-    j, psi, pre, grad = torch.zeros(2, 3, 3), torch.zeros(2, 1, 3), torch.ones(2, 3), torch.ones(3, 3)
+    j, psi = torch.zeros(2, 3, 3), torch.zeros(2, 1, 3)
+    pre, grad = torch.ones(2, 3), torch.ones(3, 3)
     snap_step_(pattern.zeros(2), j, psi, pre, pattern, torch.ones(2, 1, 3), grad)
     assert (grad == 1).all()
     rtrl_step_(torch.zeros(0, 3, 3, 3), j[:0], psi[:0], pre[:0], torch.ones(0, 1, 3), grad)

@@ -1,5 +1,7 @@
 """UORO, KF-RTRL and OK: right in the mean over all sign patterns, exactly; variance; refusals."""
 
+import itertools
+
 import pytest
 import torch
 from stochastic_oracle import CELLS, Network, every_pattern, kronecker, outer, spikes
@@ -88,10 +90,7 @@ def test_the_spiking_network_spikes():
     fired = torch.stack([spikes(s) for s in net.states])
     assert 0 < fired.sum() < fired.numel()
     assert (net.psi[0] != 0).any()
-    n = net.n  # the surrogate's slope sends something from unit to unit
-    assert (
-        net.jacobians[:, :n, :n] - torch.diag_embed(net.jacobians.diagonal(0, 1, 2))[:, :n, :n]
-    ).any()
+    assert net.jacobians[:, 0, 1].any()  # the surrogate's slope sends something to another unit
 
 
 @pytest.mark.parametrize("rule, count", [("uoro", 2), ("kfrtrl", 2), ("ok", 3)])
@@ -165,10 +164,9 @@ def test_errors_fall_from_uoro_to_kfrtrl_to_ok():
         true = net.influence[-1][0]
         errors[rule, count] = float((found - true).square().sum((1, 2, 3)).mean())
     size = float(true.square().sum())
-    assert (
-        errors["uoro", 5] > 2 * errors["kfrtrl", 2] > 4 * errors["ok", 3] > 4 * errors["ok", 5] > 0
-    )
-    assert errors["uoro", 5] > 0.1 * size
+    falling = [errors[rule] for rule in rules]
+    assert all(a > 1.5 * b > 0 for a, b in itertools.pairwise(falling)), falling
+    assert falling[0] > 0.1 * size
 
 
 @pytest.mark.parametrize("rule, count", [("uoro", 4), ("kfrtrl", 2), ("ok", 3)])
@@ -277,6 +275,32 @@ def test_a_row_that_is_not_finite_disturbs_no_other():
     ok_step_(v, b, J, psi[0], pre[0], signs)
     for x, y in ((u, v), (a, b)):
         assert torch.equal(x[[0, 2]], y[[0, 2]]) and not x[1].isfinite().any()
+
+
+@pytest.mark.parametrize("past", [True, False])
+@pytest.mark.parametrize("rule", ["uoro", "kfrtrl"])
+def test_factors_are_balanced(rule, past, backend):
+    """What the scales are for: what is kept, and what is injected, is shared by both factors
+    equally."""
+    net, batch = Network("LSTM"), 3
+    J, (psi,), (pre,) = (x[0] if isinstance(x, torch.Tensor) else x for x in net.batched(batch))
+    psi, pre = psi[0], pre[0]
+    if rule == "uoro":
+        s, (theta,) = uoro_zeros(net, batch)
+        first, second, signs = s, theta, torch.ones(batch, 4, dtype=torch.float64)
+    else:
+        first, second = kronecker_zeros(net, batch)
+        signs = torch.ones(batch, 2, dtype=torch.float64)
+    if past:
+        torch.manual_seed(0)
+        first.copy_(torch.randn_like(first))
+        second.copy_(9 * torch.randn_like(second))
+        psi, pre = torch.zeros_like(psi), torch.zeros_like(pre)
+        if rule == "uoro":
+            signs = torch.zeros_like(signs)
+    (uoro_step_ if rule == "uoro" else kfrtrl_step_)(first, second, J, psi, pre, signs)
+    a, b = first.norm(dim=1), second.flatten(1).norm(dim=1)
+    assert (a > 0.1).all() and torch.allclose(a, b, rtol=1e-12)
 
 
 def test_names_are_public():

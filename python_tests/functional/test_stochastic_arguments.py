@@ -1,4 +1,4 @@
-"""What uoro_step_, kfrtrl_step_, ok_step_ and random_signs refuse; a refused call changes nothing."""
+"""What the steps of UORO, KF-RTRL and OK refuse, and that a refused call changes nothing."""
 
 import pytest
 import torch
@@ -58,9 +58,7 @@ def test_shapes_and_types(rule):
         refuses(rule, TypeError, name, **{name: 3.0})
     refuses(rule, ValueError, "keep has shape", keep=torch.ones(2, dtype=torch.bool))
     refuses(rule, TypeError, "keep has dtype", keep=torch.ones(B))
-    refuses(
-        rule, TypeError, "float32 or float64", **{argument(first): args[argument(first)].half()}
-    )
+    refuses(rule, TypeError, "float32 or float64", **{first: args[first].half()})
     refuses(rule, ValueError, "multiple of the 2 units", psi=args["psi"][..., :7])
     refuses(rule, ValueError, "divide", psi=args["psi"][:, :1].expand(-1, 3, -1))
     refuses(rule, ValueError, "row = new state|expected", jacobian=args["jacobian"][..., :3])

@@ -216,7 +216,8 @@ def test_table_lists_every_rule():
 def some(cls):
     """A rule of a class, for 4 units."""
     given = {
-        "TBPTT": {"k": 2}, "SnAp": {"k": 2}, "OK": {"rank": 2}, "MDGL": {"cell_specific": True}, "ModProp": {"cell_specific": True},
+        "TBPTT": {"k": 2}, "SnAp": {"k": 2}, "OK": {"rank": 2}, "MDGL": {"cell_specific": True},
+        "ModProp": {"cell_specific": True},
         "Custom": {"name": "c", "local": "unit", "transport": lambda *_: (None, None)},
         "Scaled": {"rule": "bptt", "factor": 2.0}, "Projected": {"rule": "bptt"},
         "MatchedNoise": {"rule": "bptt", "seed": 1},

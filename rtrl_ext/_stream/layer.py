@@ -46,6 +46,7 @@ class Gate(Function):
     def forward(ctx: Any, layer: "LayerStream", *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
         # the layer holds its gate; the steps, as long as a loss may come, hold the layer
         ctx.layer = weakref.ref(layer)
+        ctx.parameters = [p for p in parameters if p is not None and p.requires_grad]
         ctx.set_materialize_grads(False)
         return layer.like.new_zeros(0)
 
@@ -56,7 +57,7 @@ class Gate(Function):
         found = [grads.get(name) if n else None for name, n in zip(PARTS, needs, strict=True)]
         if torch.is_grad_enabled():  # create_graph
             there = [g for g in found if g is not None]
-            refused = iter(refuse(_SECOND, there, []) if there else ())
+            refused = iter(refuse(_SECOND, there, ctx.parameters) if there else ())
             found = [None if g is None else next(refused) for g in found]
         return None, *found
 

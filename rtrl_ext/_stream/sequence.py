@@ -85,7 +85,8 @@ class Steps(Function):
             out = _backward(plan, ctx.records, ctx.lengths, gy, finals, needs)
         if torch.is_grad_enabled():
             there = [g for g in out if g is not None]
-            refused = iter(refuse(SECOND, there, []) if there else ())
+            of = [t for t in plan.weights.tensors.values() if t is not None and t.requires_grad]
+            refused = iter(refuse(SECOND, there, of) if there else ())
             out = [None if g is None else next(refused) for g in out]
         return (None, None, *out)
 

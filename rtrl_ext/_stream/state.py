@@ -208,8 +208,8 @@ def _load_layer(layer: LayerStream, saved: dict[str, Any]) -> None:
     layer.learner = None
     if saved["learning"] is not None:
         layer.learner = layer.make(frozenset(saved["learning"]))
+        layer.learner.look_back(records[: saved["looked_back"]])
         memory = layer.learner.memory()
         for name, t in saved["memory"].items():
             memory[name].copy_(t)
-        layer.learner.look_back(records[: saved["looked_back"]])
     layer.waiting = records[saved["looked_back"] :]

@@ -24,7 +24,7 @@ def refuse_autograd(names: tuple[str, ...], tensors: dict[str, Tensor | None]) -
                 "operation; detach it or use torch.no_grad()"
             )
         raise RuntimeError(
-            f"{name} requires grad, and traces are outside autograd: detach it or use "
+            f"{name} requires grad, and this function is outside autograd: detach it or use "
             "torch.no_grad()"
         )
 

@@ -5,15 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_mask, check_tensor
-from .._influence_kernels import (
-    check_like_influence,
-    refuse_gradients,
-    refuse_overlap,
-    run,
-)
+from .._checks import check_mask
+from .._influence_kernels import check_like_influence, run
 from .._snap_pattern import Pattern, make_pattern
+from ._inplace import refuse_autograd, refuse_overlap
 
+_WRITTEN = ("influence", "grad")
 Steps = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
@@ -43,8 +40,9 @@ def rtrl_step_(
     With a leading K everywhere, K pending steps, oldest first, are applied in one pass over M, with
     the bits of K calls; a signal (K', B, S, n) then belongs to the last K' <= K of them. K = 0 with
     a signal (1, B, S, n) meets M as it is.
-    Returns ``influence``. Raises TypeError for wrong types and dtypes, ValueError for shapes and
-    devices, RuntimeError for tensors that require grad or share memory with what is changed.
+    Returns ``influence``. Raises TypeError for wrong types and dtypes, ValueError for shapes,
+    devices and memory that is shared with what is changed, RuntimeError for tensors that require
+    grad (but under ``torch.no_grad()``).
 
     Example:
         M = torch.zeros(B, n, n, m + n + 1)
@@ -58,7 +56,7 @@ def rtrl_step_(
     """
     tensors = {"jacobian": jacobian, "psi": psi, "pre": pre, "signal": signal, "grad": grad}
     check_like_influence(influence, **tensors)
-    refuse_gradients("rtrl_step_", influence=influence, **tensors)
+    refuse_autograd(_WRITTEN, {"influence": influence, **tensors})
     if influence.dim() != 4:
         raise ValueError(
             f"influence has shape {tuple(influence.shape)}; expected 4 dimensions, (B, S n, R, Q)"
@@ -76,7 +74,7 @@ def rtrl_step_(
         )
     steps = _steps(jacobian, psi, pre, signal, batch, states, width // states, rows, columns)
     _check_grad(grad, signal, rows, columns)
-    refuse_overlap({"influence": 2, "grad": 2}, influence=influence, **tensors)
+    refuse_overlap(_WRITTEN, {"influence": influence, **tensors})
     _run("rtrl_step", influence, steps, (), grad)
     return influence
 
@@ -117,7 +115,7 @@ def snap_step_(
         raise TypeError(f"pattern is a {type(pattern).__name__}; expected one of snap_pattern")
     tensors = {"jacobian": jacobian, "psi": psi, "pre": pre, "signal": signal, "grad": grad}
     check_like_influence(influence, **tensors)
-    refuse_gradients("snap_step_", influence=influence, **tensors)
+    refuse_autograd(_WRITTEN, {"influence": influence, **tensors})
     if influence.dim() != 2 or influence.shape[1] != pattern.size:
         raise ValueError(
             f"influence has shape {tuple(influence.shape)}; expected (B, {pattern.size}), "
@@ -132,7 +130,7 @@ def snap_step_(
         jacobian, psi, pre, signal, influence.shape[0], pattern.states, pattern.n, rows, columns
     )
     _check_grad(grad, signal, rows, columns)
-    refuse_overlap({"influence": 1, "grad": 2}, influence=influence, **tensors)
+    refuse_overlap(_WRITTEN, {"influence": influence, **tensors})
     lists = pattern.tensors(influence.device)
     _run("snap_step", influence, steps, (*lists, pattern.size, pattern.most_units), grad)
     return influence
@@ -209,7 +207,8 @@ def _steps(
 ) -> Steps:
     """The steps' tensors with their leading K, shapes checked."""
     pending = jacobian.dim() == 4
-    lead = (jacobian.shape[0],) if pending else ()
+    count = jacobian.shape[0] if pending else 1
+    lead = (count,) if pending else ()
     width = states * n
     for name, x, shape in (
         ("jacobian", jacobian, (batch, width, width)),
@@ -224,7 +223,7 @@ def _steps(
     if signal is not None:
         shape = (batch, states, n)
         came = tuple(signal.shape)
-        most = max(1, lead[0]) if pending else 1
+        most = max(1, count)
         if came != shape and (len(came) != 4 or came[1:] != shape or came[0] > most):
             raise ValueError(
                 f"signal has shape {came}; expected {shape}, or a leading K' of at most {most}"

@@ -139,7 +139,7 @@ def _kronecker_step(
 ) -> tuple[Tensor, Tensor]:
     ranked = function == "ok_step_"
     call = Pending.of_call(function, u, "u", 3 if ranked else 2, jacobian)
-    states, rows, n = call.rows("psi", psi)
+    _, rows, n = call.rows("psi", psi)
     terms, columns = u.shape[1:-1], u.shape[-1]
     if ranked and terms[0] == 0:
         raise ValueError("u has r = 0 terms; expected at least one")
@@ -217,12 +217,12 @@ def ok_step_(
 ) -> tuple[Tensor, Tensor]:
     """One step, or K pending steps, of OK(r) (Benzing et al. 2019), in place.
 
-    The influence is a sum of r Kronecker products u_i ⊗ A_i. A step makes r + 1 of them, u_i ⊗ J A_i
-    and pre ⊗ D, and reduces them to r: of the singular values d_1 >= ... >= d_{r+1} of their sum the
-    largest m are kept exactly, the rest mixed by random signs into k = r - m terms, where m is the
-    smallest with k d_{m+1} <= s1 = d_{m+1} + ... + d_{r+1}. So the mean is right and the variance of
-    a step, s1² / k - Σ d_i² over the mixed values, the least there is. Exact where r terms are
-    enough. Singular values below 8 (r + 1) roundings of the largest count as zero.
+    The influence is a sum of r Kronecker products u_i ⊗ A_i. A step makes r + 1 of them,
+    u_i ⊗ J A_i and pre ⊗ D, and reduces them to r: of the singular values d_1 >= ... >= d_{r+1} of
+    their sum the largest m are kept exactly, the rest mixed by random signs into k = r - m terms,
+    where m is the smallest with k d_{m+1} <= s1 = d_{m+1} + ... + d_{r+1}. So the mean is right and
+    the variance of a step, s1² / k - Σ d_i² over the mixed values, the least there is. Exact where
+    r terms are enough. Singular values below 8 (r + 1) roundings of the largest count as zero.
 
     u: (B, r, P), a: (B, r, S n, R), both changed; both begin as zeros. signs: (B, r + 1).
     The rest as in `kfrtrl_step_`, cells too. A row of the batch that isn't finite becomes NaN and

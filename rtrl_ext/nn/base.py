@@ -199,20 +199,19 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
         return connected(self.mask, self.gates)
 
     def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
-        w_ih, w_hh, *biases = self._weights(layer)
+        weights = self._weights(layer)
+        tensors: dict[str, Tensor | None] = {"b_ih": None, "b_hh": None}
+        tensors |= zip(("w_ih", "w_hh", "b_ih", "b_hh"), weights, strict=False)
+        plain = [t.detach() for t in weights]
+        as_it_is = plain[0].dtype == dtype
+        if not as_it_is:
+            plain = [t.to(dtype) for t in plain]
+        w_ih, w_hh, *biases = plain
         b_ih, b_hh = biases if biases else (None, None)
-        given = (w_ih, w_hh, b_ih, b_hh)
-        tensors: dict[str, Tensor | None] = dict(
-            zip(("w_ih", "w_hh", "b_ih", "b_hh"), given, strict=True)
-        )
-        plain = [t if t is None else t.detach() for t in given]
-        if w_hh.dtype != dtype:
-            plain = [t if t is None else t.to(dtype) for t in plain]
-        w_ih, w_hh, b_ih, b_hh = plain
         mask = self._step_mask()
         if mask is not None:
             w_hh = torch.where(mask, w_hh, 0.0)
-        elif keep and given[1].dtype == dtype:
+        elif keep and as_it_is:
             w_hh = w_hh.clone()
         bias, constants = self._step_biases(b_ih, b_hh, w_hh)
         trained, units, chain = self._step_constants(layer, dtype)

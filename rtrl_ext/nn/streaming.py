@@ -104,6 +104,20 @@ class Streaming:
             layer.prepare(key)
         if torch.is_grad_enabled():
             shared.rule = self.rule
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                y = self._steps(shared, x, drive)
+        else:
+            y = self._steps(shared, x, drive)
+        shared.steps += 1
+        shared.serial += 1
+        return (y if y.dtype == dtype else y.to(dtype)), State(shared)
+
+    # what they are made of
+
+    def _steps(self, shared: Shared, x: Tensor, drive: Tensor | None) -> Tensor:
+        """One step of every layer, and the output."""
         y = x
         for i, layer in enumerate(shared.layers):
             assert layer.weights is not None
@@ -111,12 +125,7 @@ class Streaming:
             if i == 0 and drive is not None:
                 extra = drive if extra is None else drive + extra
             y = layer.step(y, extra)
-        shared.steps += 1
-        shared.serial += 1
-        y = self._read_out(y, x)
-        return (y if y.dtype == dtype else y.to(dtype)), State(shared)
-
-    # what they are made of
+        return self._read_out(y, x)
 
     def _drive_size(self) -> int:
         return int(getattr(self, "gates", 1)) * self.hidden_size

@@ -101,7 +101,8 @@ SCHEMAS = {
     "snap_step": (
         "(Tensor(a!) influence, Tensor jacobian, Tensor psi, Tensor pre, Tensor units, "
         "Tensor unit_at, Tensor columns, Tensor column_at, Tensor links, Tensor link_at, "
-        "Tensor link_pairs, Tensor pairs, Tensor at, int size, int most_units, Tensor? signal, Tensor(b!)? grad) -> ()"
+        "Tensor link_pairs, Tensor pairs, Tensor at, int size, int most_units, Tensor? signal, "
+        "Tensor(b!)? grad) -> ()"
     ),
     "random_signs": "(Tensor(a!) out, int seed, Tensor first, int stream) -> ()",
     "uoro_step": (

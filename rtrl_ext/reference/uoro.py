@@ -1,7 +1,7 @@
 """UORO in plain PyTorch, and the random signs it draws.
 
-B rows, n units with S states each (state s of unit u is number s n + u), blocks of parameters (R, Q)
-whose row r belongs to unit r mod n.
+B rows, n units with S states each (state s of unit u is number s n + u), blocks of parameters
+(R, Q) whose row r belongs to unit r mod n.
 
     s = ρ0 J s + ρ1 ν                 ρ0 = sqrt(|θ~| / |J s|)
     θ~ = θ~ / ρ0 + νᵀ I / ρ1          ρ1 = sqrt(|νᵀ I| / |ν|)

@@ -10,6 +10,22 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kOwnRows = 8;  // a thread's sums: 8 rows, a quad of columns
 
+// 16 bytes at a time. By name: here the compiler makes single numbers of store_quad's words.
+#ifdef __CUDACC__
+__device__ __forceinline__ void store_words(float* p, const Quad<float>& q) {
+  __stcs(reinterpret_cast<float4*>(p), make_float4(q.v[0], q.v[1], q.v[2], q.v[3]));
+}
+__device__ __forceinline__ void store_words(double* p, const Quad<double>& q) {
+  __stcs(reinterpret_cast<double2*>(p), make_double2(q.v[0], q.v[1]));
+  __stcs(reinterpret_cast<double2*>(p) + 1, make_double2(q.v[2], q.v[3]));
+}
+#else
+template <class T>
+void store_words(T* p, const Quad<T>& q) {
+  store_quad(p, q, kColumns, true);
+}
+#endif
+
 // W columns in a panel, Deep columns of the Jacobian in a tile.
 template <int W, int Deep>
 struct Panel {
@@ -28,7 +44,8 @@ struct Block {
   bool vec;
   int64_t b, first;
   T *old, *tile, *m;
-  int64_t r[kColumns], q[kColumns];  // of the thread's columns: row of the parameters and place in it
+  // Of the thread's columns: the parameters' unit, places in psi and in pre.
+  int own[kColumns], r[kColumns], q[kColumns];
 
   __device__ __forceinline__ Block(const RtrlStep<T>& step, T* shared, int64_t panels, bool whole) : p(step), vec(whole) {
     const InfluenceShape& s = p.s;
@@ -45,8 +62,9 @@ struct Block {
     m = p.influence + b * p.batch + first;
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      r[c] = (first + column + c) / s.Q;
-      q[c] = (first + column + c) % s.Q;
+      r[c] = static_cast<int>((first + column + c) / s.Q);
+      q[c] = static_cast<int>((first + column + c) % s.Q);
+      own[c] = c < count ? r[c] % static_cast<int>(s.n) : -1;
     }
   }
   __device__ __forceinline__ void read_panel() const {
@@ -91,16 +109,21 @@ struct Block {
     for (int i = 0; i < kOwnRows; ++i) {
       const int row = top + group * kOwnRows + i;
       if (row >= N) continue;
-      const int64_t state = row / p.s.n, unit = row % p.s.n;
+      const int n = static_cast<int>(p.s.n), state = row / n, unit = row % n;
       const T weight = weights ? weights[row] : T(0);
       Quad<T> value;
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         value.v[c] = acc[i][c];
-        if (c < count && r[c] % p.s.n == unit) value.v[c] += psi[state * p.s.R + r[c]] * pre[q[c]];
+        if (own[c] == unit) value.v[c] += psi[state * p.s.R + r[c]] * pre[q[c]];
         sums[c] += weight * value.v[c];
       }
-      if (count > 0) store_quad(m + row * p.row + column, value, count, vec);
+      if (count <= 0) continue;
+      if (vec) {
+        store_words(m + row * p.row + column, value);
+      } else {
+        store_quad(m + row * p.row + column, value, count, false);
+      }
     }
   }
   // The threads' sums, over rows in a fixed order.

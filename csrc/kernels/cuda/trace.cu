@@ -29,42 +29,22 @@ struct Factors {
   }
 };
 
+// The thread's four columns in row b of the batch, in state k.
 template <class T, int S>
-__device__ __forceinline__ void put(const TraceStep<T>& p, T* at, const Quad<T>* e, int count, bool vec) {
-#pragma unroll
-  for (int s = 0; s < S; ++s) store_quad(at + s * p.trace.s, e[s], count, vec);
-}
-
-// All steps of the thread's four columns in row b of the batch.
-template <class T, int S, int Signals>
-__device__ __forceinline__ void advance(const TraceStep<T>& p, int64_t b, int64_t r, int64_t j, int count, bool vec,
-                                        Quad<T>* sum) {
-  const int64_t unit = r % p.s.n, plain = p.s.K + 1 - p.s.signals;
-  T* at = p.trace.p + b * p.trace.b + r * p.trace_row + j;
+struct Columns {
+  const TraceStep<T>& p;
+  int64_t b, r, j, unit, k = 0;
+  int count;
+  bool vec;
+  T* at;
   Quad<T> e[S];
+
+  __device__ __forceinline__ Columns(const TraceStep<T>& p, int64_t b, int64_t r, int64_t j, int count, bool vec)
+      : p(p), b(b), r(r), j(j), unit(r % p.s.n), count(count), vec(vec), at(p.trace.p + b * p.trace.b + r * p.trace_row + j) {
 #pragma unroll
-  for (int s = 0; s < S; ++s) e[s] = load_quad<T>(at + s * p.trace.s, count, vec);
-  for (int64_t k = 0;; ++k) {
-    if (k > 0 && k == p.s.commit) put<T, S>(p, at, e, count, vec);
-    if (Signals > 0 && k >= plain) {
-      T signal[S];
-#pragma unroll
-      for (int s = 0; s < S; ++s) {
-        signal[s] = p.signal.p[(k - plain) * p.signal.k + b * p.signal.b + s * p.signal.s + unit];
-      }
-#pragma unroll
-      for (int m = 0; m < Signals; ++m) {  // sums are registers: their index must be known
-        if (m != k - plain) continue;
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) {
-          T x[S];
-#pragma unroll
-          for (int s = 0; s < S; ++s) x[s] = e[s].v[i];
-          sum[m].v[i] = trace_contract<S>(signal, x, sum[m].v[i]);
-        }
-      }
-    }
-    if (k == p.s.K) return;
+    for (int s = 0; s < S; ++s) e[s] = load_quad<T>(at + s * p.trace.s, count, vec);
+  }
+  __device__ __forceinline__ void step() {
     const Factors<T, S> x(p, k, b, r, unit);
     Quad<T> pre;
     if (p.pre.p) {
@@ -82,6 +62,37 @@ __device__ __forceinline__ void advance(const TraceStep<T>& p, int64_t b, int64_
 #pragma unroll
       for (int s = 0; s < S; ++s) e[s].v[i] = column[s];
     }
+    if (++k != p.s.commit) return;
+#pragma unroll
+    for (int s = 0; s < S; ++s) store_quad(at + s * p.trace.s, e[s], count, vec);
+  }
+  __device__ __forceinline__ void contract(int64_t m, Quad<T>& sum) const {
+    T signal[S];
+#pragma unroll
+    for (int s = 0; s < S; ++s) signal[s] = p.signal.p[m * p.signal.k + b * p.signal.b + s * p.signal.s + unit];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      T x[S];
+#pragma unroll
+      for (int s = 0; s < S; ++s) x[s] = e[s].v[i];
+      sum.v[i] = trace_contract<S>(signal, x, sum.v[i]);
+    }
+  }
+};
+
+// The sums of the four lanes that share columns, in order, and those of the steps in order.
+template <class T, int Signals>
+__device__ __forceinline__ void add(int64_t signals, const Quad<T>* sum, int across, Quad<T>& total) {
+#pragma unroll
+  for (int m = 0; m < Signals; ++m) {
+    if (m >= signals) break;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      T x = __shfl_sync(0xffffffffu, sum[m].v[c], across);
+#pragma unroll
+      for (int slice = 1; slice < kSlices; ++slice) x += __shfl_sync(0xffffffffu, sum[m].v[c], slice * kAcross + across);
+      total.v[c] += x;
+    }
   }
 }
 
@@ -95,37 +106,46 @@ __device__ __forceinline__ void update(const TraceStep<T>& p, int64_t block, boo
   const int count = static_cast<int>(p.s.Q - j < kColumns ? p.s.Q - j : kColumns);
   Quad<T> sum[Signals > 0 ? Signals : 1];
 #pragma unroll
-  for (int m = 0; m < Signals; ++m) sum[m] = zero_quad<T>();
+  for (Quad<T>& x : sum) x = zero_quad<T>();
   if (inside) {
-    for (int64_t b = lane / kAcross; b < p.s.B; b += kSlices) advance<T, S, Signals>(p, b, r, j, count, vec, sum);
-  }
-  if (Signals == 0 || p.grad == nullptr) return;
-  T* grad = p.grad + r * p.grad_row + j;
-  Quad<T> total = zero_quad<T>();
-  const bool writes = inside && lane < kAcross;
-  if (writes) total = load_quad<T>(grad, count, vec);
+    for (int64_t b = lane / kAcross; b < p.s.B; b += kSlices) {
+      Columns<T, S> columns(p, b, r, j, count, vec);
+      for (const int64_t first = Signals > 0 ? p.s.K + 1 - p.s.signals : p.s.K; columns.k < first;) columns.step();
 #pragma unroll
-  for (int m = 0; m < Signals; ++m) {
-    if (m >= p.s.signals) break;
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      T x = __shfl_sync(0xffffffffu, sum[m].v[c], across);
-#pragma unroll
-      for (int slice = 1; slice < kSlices; ++slice) x += __shfl_sync(0xffffffffu, sum[m].v[c], slice * kAcross + across);
-      total.v[c] += x;
+      for (int m = 0; m < Signals; ++m) {  // the sums are registers: their index must be known
+        if (m >= p.s.signals) break;
+        if (m > 0) columns.step();
+        columns.contract(m, sum[m]);
+      }
     }
   }
-  if (writes) store_quad(grad, total, count, vec);
+  if constexpr (Signals > 0) {
+    T* grad = p.grad + r * p.grad_row + j;
+    Quad<T> total = zero_quad<T>();
+    const bool writes = inside && lane < kAcross;
+    if (writes) total = load_quad<T>(grad, count, vec);
+    add<T, Signals>(p.s.signals, sum, across, total);
+    if (writes) store_quad(grad, total, count, vec);
+  }
 }
 
-// Blocks from `blocks` on have the trace of the bias.
+// Blocks that a multiprocessor should hold: as many as there are without spilling registers.
 template <class T, int S, int Signals>
-__global__ void __launch_bounds__(kThreads) trace_update(TraceStep<T> p, TraceStep<T> bias, int64_t blocks, bool vec) {
-  if (blockIdx.x < blocks) {
-    update<T, S, Signals>(p, blockIdx.x, vec);
-  } else {
-    update<T, S, Signals>(bias, blockIdx.x - blocks, false);
-  }
+constexpr int resident() {
+  return Signals > 1 || S * sizeof(T) > 16 ? 1 : S * sizeof(T) == 4 ? 4 : 2;
+}
+
+// A matrix and, in the blocks from `blocks` on, its bias.
+template <class T>
+struct Pair {
+  TraceStep<T> of[2];
+  int64_t blocks;
+  bool vec;
+};
+template <class T, int S, int Signals>
+__global__ void __launch_bounds__(kThreads, resident<T, S, Signals>()) trace_update(const __grid_constant__ Pair<T> pair) {
+  const int bias = blockIdx.x >= pair.blocks;
+  update<T, S, Signals>(pair.of[bias], bias ? blockIdx.x - pair.blocks : blockIdx.x, pair.vec && !bias);
 }
 
 // The trace of the bias as a matrix of one column.
@@ -148,19 +168,19 @@ int64_t blocks_of(const TraceShape& s) {
 template <class T, int S>
 const char* launch(const TraceStep<T>& p, void* stream) {
   const char* name = "trace_step";
-  const TraceStep<T> bias = column(p);
-  const int64_t blocks = blocks_of(p.s), all = blocks + (p.bias.p ? blocks_of(bias.s) : 0);
+  Pair<T> pair{{p, column(p)}, blocks_of(p.s), whole_words(p.s.Q, p.trace.p, p.pre.p, p.grad)};
+  const int64_t all = pair.blocks + (p.bias.p ? blocks_of(pair.of[1].s) : 0);
   if (all == 0) return nullptr;
   if (all > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
-  bool vec = whole_words(p.s.Q, p.trace.p, p.pre.p, p.grad);
-  for (int64_t stride : {p.trace.b, p.trace.s, p.trace_row, p.pre.k, p.pre.b, p.grad_row}) vec = vec && stride % kColumns == 0;
+  const int64_t strides[] = {p.trace.b, p.trace.s, p.trace_row, p.pre.k, p.pre.b, p.grad_row};
+  for (const int64_t stride : strides) pair.vec = pair.vec && stride % kColumns == 0;
   const dim3 grid(static_cast<unsigned>(all)), block(kThreads);
   if (p.s.signals == 0) {
-    RX_LAUNCH((trace_update<T, S, 0>), grid, block, 0, stream, p, bias, blocks, vec);
+    RX_LAUNCH((trace_update<T, S, 0>), grid, block, 0, stream, pair);
   } else if (p.s.signals == 1) {
-    RX_LAUNCH((trace_update<T, S, 1>), grid, block, 0, stream, p, bias, blocks, vec);
+    RX_LAUNCH((trace_update<T, S, 1>), grid, block, 0, stream, pair);
   } else {
-    RX_LAUNCH((trace_update<T, S, kTraceSignals>), grid, block, 0, stream, p, bias, blocks, vec);
+    RX_LAUNCH((trace_update<T, S, kTraceSignals>), grid, block, 0, stream, pair);
   }
   return error_of(name, last_error());
 }

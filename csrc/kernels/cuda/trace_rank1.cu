@@ -103,7 +103,8 @@ const char* rank1_trace_step(const RankOneStep<T>& p, void* stream) {
   const int64_t blocks = (filter + kThreads - 1) / kThreads, more = (contract + kThreads - 1) / kThreads;
   if (blocks > 0x7fffffff || more > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
   bool vec = whole_words(p.s.Q, p.trace.p, p.pre.p, p.states, p.grad);
-  for (int64_t stride : {p.trace.b, p.pre.k, p.pre.b, p.grad_row}) vec = vec && stride % kColumns == 0;
+  const int64_t strides[] = {p.trace.b, p.pre.k, p.pre.b, p.grad_row};
+  for (const int64_t stride : strides) vec = vec && stride % kColumns == 0;
   if (filter > 0) {
     RX_LAUNCH((rank_one_filter<T>), dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, p, filter, vec);
   }
