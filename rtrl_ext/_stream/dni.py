@@ -95,7 +95,7 @@ class Dni(Learner):
             gy = first if gy is None else gy + first
         delta, by_output, by_states, units = cell.back(record, gy, tuple(parts), self.want_units)
         grads = step_gradients(self, record, delta, units)
-        before = [*by_states] if by_output is None else [by_output, *by_states]
+        before = [g for g in (by_output, *by_states) if g is not None]
         target = torch.cat(before, 1)
         if record.fresh is not None:
             target = torch.where(record.fresh[:, None], 0.0, target)

@@ -203,7 +203,7 @@ def _load_layer(layer: LayerStream, saved: dict[str, Any]) -> None:
         )
         x, fresh = there(r["x"]), there(r["fresh"])
         record = Record(r["index"], x, before, after, kept, weights, fresh)
-        record.pre = there(r["pre"])
+        record.pre = there(r.get("pre"))
         records.append(record)
     layer.learner = None
     if saved["learning"] is not None:

@@ -41,7 +41,7 @@ class DNI(Rule):
     cells: ClassVar[tuple[str, ...]] = EVERY_CELL
     modes: ClassVar[tuple[str, ...]] = ("streaming",)
     forward_mode: ClassVar[bool] = True
-    cost: ClassVar[str] = "2 B n (n + m) + 10 B n²; memory n (n + m) + 2 n² numbers"
+    cost: ClassVar[str] = "2 B n (n + m) + 14 B n²; memory n (n + m) + 2 n² numbers"
     source: ClassVar[str] = "Jaderberg et al. 2017; Marschall et al. 2020"
 
     def __post_init__(self) -> None:

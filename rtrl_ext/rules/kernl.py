@@ -52,7 +52,7 @@ class KeRNL(Rule):
     cells: ClassVar[tuple[str, ...]] = ("LeakyRNN", "GRU")
     modes: ClassVar[tuple[str, ...]] = ("streaming",)
     forward_mode: ClassVar[bool] = True
-    cost: ClassVar[str] = "4 B n (n + m) + 8 B n²; memory B n (n + m) + n² numbers"
+    cost: ClassVar[str] = "4 B n (n + m) + 10 B n²; memory B n (n + m) + n² numbers"
     source: ClassVar[str] = "Roth et al. 2019"
 
     def __post_init__(self) -> None:

@@ -57,8 +57,8 @@ class Wrapper(Rule):
         for rule in (self.rule, *self.references()):
             if rule.forward_mode:
                 raise ValueError(
-                    f"{self.name}: the rule {rule!r} inside runs forward in time; expected one that "
-                    "goes backward, through whole sequences"
+                    f"{self.name}: the rule {rule!r} inside runs forward in time; expected one "
+                    "that goes backward, through whole sequences"
                 )
 
     def time_major(self, batch_first: bool, unbatched: bool) -> Rule:
