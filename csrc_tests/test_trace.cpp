@@ -167,7 +167,7 @@ int main() {
   const Case cases[] = {
       {1, 1, 1, 1, 1, 1, 1, 1, false},  {5, 1, 3, 2, 8, 1, 1, 1, true},  {3, 2, 5, 1, 6, 4, 2, 3, false},
       {6, 2, 2, 3, 4, 6, 6, 2, true},   {9, 1, 7, 1, 5, 0, 1, 0, false}, {2, 2, 3, 1, 9, 3, 0, 3, false},
-      {4, 1, 17, 1, 40, 2, 3, 2, true},
+      {4, 1, 17, 1, 40, 2, 3, 2, true}, {5, 3, 3, 2, 7, 3, 2, 3, false},
   };
   using rx::emulator::Order;
   for (const Case& c : cases) {

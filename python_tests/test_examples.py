@@ -47,6 +47,32 @@ def test_reward_modulated(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_endless_stream(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture, out = tmp_path / "endless.png", tmp_path / "out"
+    more = ["--every", "500", "--out", str(out), "--plot", str(picture)]
+    first = run("endless_stream.py", "--steps", "1500", *more)
+    second = run("endless_stream.py", "--steps", "3000", *more)
+    assert "going on at step 1500" in second
+    rows = re.findall(r"^step +(\d+) .*loss (\S+)  (\d+) MiB", first + second, re.M)
+    assert [int(step) for step, _, _ in rows] == list(range(500, 3001, 500))
+    losses, memory = ([float(row[i]) for row in rows] for i in (1, 2))
+    assert losses[-1] < 0.7 * losses[0] and memory[2] <= 1.05 * memory[0]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evidence_eprop():
+    out = run("evidence_eprop.py", "--updates", "100")
+    rows = dict(re.findall(r"^(\w+) +right decisions .* (\S+) in the last$", out, re.M))
+    assert float(rows["eprop"]) > 0.75 > 0.65 > float(rows["immediate"])
+
+
+def test_copy_rtrl():
+    out = run("copy_rtrl.py", "--steps", "6000", "--delay", "10")
+    rows = dict(re.findall(r"^(\S+) +right answers (\S+) in the last tenth", out, re.M))
+    assert float(rows["RTRL()"]) > 0.9 and float(rows["TBPTT(k=5)"]) < 0.4
+
+
 def test_every_example_is_listed():
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert {p.name for p in EXAMPLES.glob("*.py")} == set(re.findall(r"`(\w+\.py)`", page))

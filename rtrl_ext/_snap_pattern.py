@@ -55,15 +55,14 @@ class Pattern:
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
         """The lists, in the order of their fields, on a device, kept there."""
-        own = (
-            self.units, self.unit_at, self.columns, self.column_at, self.links, self.link_at,
-            self.link_pairs, self.pairs.reshape(-1), self.at,
-        )  # fmt: skip
-        if device.type == "cpu":
-            return own
-        if device not in self._moved:
-            self._moved[device] = tuple(x.to(device) for x in own)
-        return self._moved[device]
+        found = self._moved.get(device)
+        if found is None:
+            own = (
+                self.units, self.unit_at, self.columns, self.column_at, self.links, self.link_at,
+                self.link_pairs, self.pairs.reshape(-1), self.at,
+            )  # fmt: skip
+            found = self._moved[device] = tuple(x.to(device) for x in own)
+        return found
 
     def zeros(
         self,

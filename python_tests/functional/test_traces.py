@@ -242,7 +242,7 @@ def test_refusals():
     no(TypeError, "decay is a str", decay="0.9")
     no(TypeError, "decay is a bool", decay=True)
     no(ValueError, r"trace has shape \(5, 7\); expected \(B, R, P\)", trace=E[0])
-    no(ValueError, r"trace has shape \(1, 3, 5, 7\)", trace=E[None])
+    no(ValueError, r"trace has shape \(3, 4, 5, 7\)", trace=torch.ones(3, 4, 5, 7))
     no(ValueError, r"psi has shape \(5, 3\); expected \(3, 5\)", psi=psi.T)
     no(ValueError, r"pre has shape \(3, 6\); expected \(3, 7\)", pre=pre[:, 1:])
     no(ValueError, r"signal has shape \(2, 5\); expected \(3, 5\)", signal=signal[:2])

@@ -159,6 +159,9 @@ class LayerStream:
             self.cut = True
             return y.clone()
         record = Record(self.index, x.detach(), before, after, kept, weights, self._starting())
+        assert self.learner is not None
+        if self.learner.keeps_pre:
+            record.pre = pre
         self._make_room()
         if self.gate is None:
             self.gate = Gate.apply(self, *(weights.tensors.get(name) for name in PARTS))

@@ -43,9 +43,10 @@ class Learner:
     """A rule's memory of one layer, and how steps go into it.
 
     keeps_weights: whether records must keep the recurrent weight as it was at their step.
+    keeps_pre: whether they must keep what the input gave to the pre-activations.
     """
 
-    keeps_weights = False
+    keeps_weights = keeps_pre = False
     #: the policy of the factors, and whether per-unit constants take part
     policy = NONE
     want_units = False

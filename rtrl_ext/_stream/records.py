@@ -61,6 +61,7 @@ class Record:
     index: number of the step, from 1. x (B, m). before, after: internal states of the cell. kept:
     what its forward operation kept. fresh: (B,) bool, rows whose past is dropped before this step;
     None for none. alive: refers to the step's node in the graph as long as a loss may still come.
+    pre: pre-activations (B, G n) without what recurrent weights give, where the rule asks for them.
     final: gradient (B, S, n) of the states after the step, beside that of the output. signals:
     gradients of the output (B, n) by autograd's number of the backward pass.
     """
@@ -75,6 +76,7 @@ class Record:
     alive: Any = None
     factors: Factors | None = None
     final: Tensor | None = None
+    pre: Tensor | None = None
     signals: dict[int, Tensor] = field(default_factory=dict)
 
     @property

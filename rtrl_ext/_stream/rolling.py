@@ -34,12 +34,12 @@ class Rolling(Learner):
                 at = first + j
                 self._through(steps[max(0, at + 1 - self.k) : at + 1], signal, grads)
         self.held = steps[-self.k :]
-        return self._finished(grads)
+        return finished(grads, self.wanted)
 
     def again(self, record: Record, signal: Tensor) -> Gradients:
         grads: Gradients = {}
         self._through(self.held, signal, grads)
-        return self._finished(grads)
+        return finished(grads, self.wanted)
 
     def _through(self, steps: Sequence[Record], signal: Tensor, grads: Gradients) -> None:
         """Add the gradients of one signal at the last of these steps."""
@@ -47,26 +47,37 @@ class Rolling(Learner):
         finals: tuple[Tensor | None, ...] = (None,) * self.cell.states
         for record in reversed(steps):
             delta, gy, finals, units = self.cell.back(record, gy, finals, self.want_units)
-            into, out = self.cell.into_input(delta), self.cell.into_output(delta)
-            made = {f"u{i}": g.sum(0) for i, g in enumerate(units)}
-            if "w_ih" in self.wanted:
-                made["w_ih"] = into.t() @ record.x
-            if "w_hh" in self.wanted:
-                made["w_hh"] = out.t() @ self.cell.output(record.before)
-            if {"b_ih", "b_hh"} & self.wanted:
-                made["b"] = into.sum(0)
-                if out is not into:
-                    made["b_out"] = out.sum(0)
-            for name, g in made.items():
+            for name, g in step_gradients(self, record, delta, units).items():
                 grads[name] = grads[name] + g if name in grads else g
             if record.fresh is not None:
                 past = ~record.fresh[:, None]
                 gy = None if gy is None else torch.where(past, gy, 0.0)
                 finals = tuple(None if g is None else torch.where(past, g, 0.0) for g in finals)
 
-    def _finished(self, grads: Gradients) -> Gradients:
-        of_input = grads.pop("b", None)
-        of_output = grads.pop("b_out", of_input)
-        if of_input is not None and of_output is not None:
-            biases(grads, of_input, of_output, self.wanted)
-        return grads
+
+def step_gradients(
+    learner: Learner, record: Record, delta: Tensor, units: Sequence[Tensor]
+) -> Gradients:
+    """Gradients of one step's parameters, b and b_out for those of the biases, from
+    `StepCell.back`'s delta (B, parts n) and those of per-unit constants (B, n)."""
+    cell, wanted = learner.cell, learner.wanted
+    into, out = cell.into_input(delta), cell.into_output(delta)
+    made = {f"u{i}": g.sum(0) for i, g in enumerate(units)}
+    if "w_ih" in wanted:
+        made["w_ih"] = into.t() @ record.x
+    if "w_hh" in wanted:
+        made["w_hh"] = out.t() @ cell.output(record.before)
+    if {"b_ih", "b_hh"} & wanted:
+        made["b"] = into.sum(0)
+        if out is not into:
+            made["b_out"] = out.sum(0)
+    return made
+
+
+def finished(grads: Gradients, wanted: frozenset[str]) -> Gradients:
+    """Gradients as `step_gradients` names them, b and b_out as those of the biases."""
+    of_input = grads.pop("b", None)
+    of_output = grads.pop("b_out", of_input)
+    if of_input is not None and of_output is not None:
+        biases(grads, of_input, of_output, wanted)
+    return grads

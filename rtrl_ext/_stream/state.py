@@ -154,6 +154,7 @@ def _record_dict(r: Record) -> dict[str, Any]:
         "after": [_copy(t) for t in r.after],
         "kept": [_copy(t) for t in r.kept],
         "fresh": _copy(r.fresh),
+        "pre": _copy(r.pre),
         "w_hh": _copy(keep.w_hh),
         "units": [_copy(t) for t in keep.units],
         "chain": [_copy(t) for t in keep.chain],
@@ -201,7 +202,9 @@ def _load_layer(layer: LayerStream, saved: dict[str, Any]) -> None:
             tuple(there(t) for t in r[name]) for name in ("before", "after", "kept")
         )
         x, fresh = there(r["x"]), there(r["fresh"])
-        records.append(Record(r["index"], x, before, after, kept, weights, fresh))
+        record = Record(r["index"], x, before, after, kept, weights, fresh)
+        record.pre = there(r.get("pre"))
+        records.append(record)
     layer.learner = None
     if saved["learning"] is not None:
         layer.learner = layer.make(frozenset(saved["learning"]))

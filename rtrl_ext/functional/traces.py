@@ -67,10 +67,11 @@ def _contracted(signal: Tensor, states: int, tail: tuple[int, ...]) -> Tensor:
     return signal
 
 
-def _shape(name: str, x: Tensor, *shapes: tuple[int, ...]) -> Tensor:
-    """`check_shape` of a tensor, in a fraction of the time where the first shape is right."""
-    right = isinstance(x, Tensor) and x.shape == shapes[0]
-    return x if right else check_shape(name, x, *shapes)
+def _shape(name: str, x: Any, *shapes: tuple[int, ...]) -> Tensor:
+    """`check_shape`, in a fraction of the time where the first shape is right."""
+    if isinstance(x, Tensor) and x.shape == shapes[0]:
+        return x
+    return check_shape(name, x, *shapes)
 
 
 def _pair(signal: Tensor | None, grad: Tensor | None) -> None:

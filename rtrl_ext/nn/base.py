@@ -28,6 +28,11 @@ FORWARD_MODE = (
     "map is exact"
 )
 
+STREAMING_ONLY = (
+    "the rule {rule!r} learns along the way, in streaming mode only: use step, or another rule; "
+    "inside exact_gradients() forward is differentiated by BPTT"
+)
+
 
 def renewed(source: Tensor, buffer: Tensor | None) -> Tensor:
     """A constant in float64 (n,): ``source``, or ``buffer`` if someone wrote into that."""
@@ -293,9 +298,10 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
             drive = self._with_noise(layer, y, args.drive[layer], seed)
             if not rule.forward_mode:
                 y, last = self._run_layer(layer, y, states, drive, args.lengths, rule)
-            elif in_transform():
+            elif in_transform() or "sequence" not in rule.modes:
                 y, last = self._run_layer(layer, y, states, drive, args.lengths, _EXACT)
-                why = FORWARD_MODE.format(rule=rule.name)
+                why = FORWARD_MODE if "sequence" in rule.modes else STREAMING_ONLY
+                why = why.format(rule=rule.name)
                 y, *last = Undifferentiable.apply(why, y, *last)
             else:
                 start = (None,) * len(self.state_names) if states is None else states

@@ -19,12 +19,15 @@ from .snap import SnAp
 from .uoro import UORO
 from .kfrtrl import KFRTRL
 from .ok import OK
+from .kernl import KeRNL
+from .dni import DNI
 from .custom import Custom
 from .wrappers import MatchedNoise, Projected, Scaled
 # isort: on
 
 __all__ = [
     "BPTT",
+    "DNI",
     "KFRTRL",
     "MDGL",
     "OK",
@@ -34,6 +37,7 @@ __all__ = [
     "Custom",
     "EProp",
     "Immediate",
+    "KeRNL",
     "MatchedNoise",
     "ModProp",
     "Projected",

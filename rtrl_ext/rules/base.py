@@ -170,6 +170,11 @@ def for_cell(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
 def for_function(name_or_rule: "str | Rule", cell: str, hidden_size: int) -> Rule:
     """`for_cell` for the functions of ``rtrl_ext.functional``, which run no forward-mode rule."""
     rule = for_cell(name_or_rule, cell, hidden_size)
+    if "sequence" not in rule.modes:
+        raise ValueError(
+            f"rule {rule!r} learns along the way, in streaming mode only: use a module's step, or "
+            "another rule"
+        )
     if rule.forward_mode:
         raise ValueError(
             f"rule {rule!r} runs in modules, in sequence mode and step by step; the functions take "

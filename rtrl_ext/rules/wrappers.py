@@ -54,6 +54,12 @@ class Wrapper(Rule):
     def check(self, cell: str, hidden_size: int) -> None:
         super().check(cell, hidden_size)
         self.rule.check(cell, hidden_size)
+        for rule in (self.rule, *self.references()):
+            if rule.forward_mode:
+                raise ValueError(
+                    f"{self.name}: the rule {rule!r} inside runs forward in time; expected one "
+                    "that goes backward, through whole sequences"
+                )
 
     def time_major(self, batch_first: bool, unbatched: bool) -> Rule:
         changed: dict[str, Any] = {"rule": self.rule.time_major(batch_first, unbatched)}

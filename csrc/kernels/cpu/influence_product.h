@@ -25,9 +25,16 @@ int64_t influence_stride(int64_t width) {
 // Copies rows (rows, width) into scratch, with zeros up to its stride.
 template <class T>
 void influence_copy(const T* from, int64_t row, int64_t rows, int64_t width, T* to, int64_t ld) {
-  for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(to + i * ld, from + i * row, sizeof(T) * static_cast<size_t>(width));
-    for (int64_t j = width; j < ld; ++j) to[i * ld + j] = T(0);
+  using V = Vec<T>;
+  constexpr int64_t v = lanes<V>();
+  for (int64_t i = 0; i < rows; ++i, from += row, to += ld) {
+    int64_t j = 0;
+    for (; j + v <= width; j += v) store<V>(to + j, load<V>(from + j));
+    if (j < width) {
+      store<V>(to + j, load_part(from + j, static_cast<int>(width - j)));
+      j += v;
+    }
+    for (; j < ld; j += v) store<V>(to + j, V{});
   }
 }
 

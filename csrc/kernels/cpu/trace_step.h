@@ -13,7 +13,12 @@ constexpr int kTraceVecs = 8;
 #else
 constexpr int kTraceVecs = 4;
 #endif
-// Two rows share what is read of `pre`; the factors of two states take the registers of a second row.
+// Vectors of columns in a tile; three states take the registers of half of them.
+template <int S>
+constexpr int tile_vecs() {
+  return S < 3 ? kTraceVecs : kTraceVecs / 2;
+}
+// Two rows share what is read of `pre`; the factors of more states take the registers of a second row.
 template <int S>
 constexpr int rows_together() {
   return S == 1 ? 2 : 1;
@@ -85,7 +90,7 @@ void trace_rows(const TraceStep<T>& p, int64_t first, int64_t end, T* scratch) {
     const int64_t rows = end - r0 < kTraceRows ? end - r0 : kTraceRows;
     for (int64_t b = 0; b < p.s.B; ++b) pack_factors<T, S>(p, b, r0, rows, scratch + b * size);
     for (int64_t r = 0; r < rows; r += kRows) {
-      tiles<T, kTraceVecs>(p.s.Q, [&](int64_t j, auto vecs, auto full, int last) {
+      tiles<T, tile_vecs<S>()>(p.s.Q, [&](int64_t j, auto vecs, auto full, int last) {
         constexpr int kVecs = decltype(vecs)::value;
         constexpr bool F = decltype(full)::value;
         if (r + kRows <= rows) {
@@ -167,15 +172,15 @@ int64_t trace_block(const TraceShape& s) {
 // Numbers of scratch for one range of rows.
 template <class T>
 int64_t trace_scratch(const TraceShape& s) {
-  const int64_t factors = s.S == 1 ? factors_size<1>(s) : s.S == 2 ? factors_size<2>(s) : factors_size<3>(s),
-                v = lanes<Vec<T>>();
+  const int64_t factors = s.S == 1 ? factors_size<1>(s) : s.S == 2 ? factors_size<2>(s) : factors_size<3>(s);
+  const int64_t v = lanes<Vec<T>>();
   return s.B * (factors + s.K * padded<T>(s.Q)) + kTraceRows * s.signals * kTraceVecs * v + v;
 }
 
 // pre (tiles, B, K, columns of the tile), zeros past Q: what a tile reads is one stretch of memory.
-template <class T>
+template <class T, int S>
 void pack_pre(const TraceStep<T>& p, T* to) {
-  tiles<T, kTraceVecs>(p.s.Q, [&](int64_t j, auto vecs, auto full, int last) {
+  tiles<T, tile_vecs<S>()>(p.s.Q, [&](int64_t j, auto vecs, auto full, int last) {
     constexpr int64_t width = decltype(vecs)::value * lanes<Vec<T>>();
     const int64_t count = decltype(full)::value ? width : last;
     for (int64_t b = 0; b < p.s.B; ++b) {
@@ -219,11 +224,11 @@ template <class T, int S>
 void trace_blocks(const TraceStep<T>& p, int64_t first, int64_t end, T* scratch) {
   const int64_t block = trace_block<T>(p.s), B = p.s.B, Q = p.s.Q, size = factors_size<S>(p.s);
   T *factors = scratch, *pre = factors + B * size, *sums = pre + B * p.s.K * padded<T>(Q);
-  pack_pre(p, pre);
+  pack_pre<T, S>(p, pre);
   for (int64_t r0 = first; r0 < end; r0 += block) {
     const int64_t rows = end - r0 < block ? end - r0 : block;
     for (int64_t b = 0; b < B; ++b) pack_factors<T, S>(p, b, r0, rows, factors + b * size);
-    tiles<T, kTraceVecs>(Q, [&](int64_t j, auto vecs, auto full, int last) {
+    tiles<T, tile_vecs<S>()>(Q, [&](int64_t j, auto vecs, auto full, int last) {
       trace_tile<T, S, decltype(vecs)::value, decltype(full)::value>(p, r0, rows, j, last, factors, pre + j * B * p.s.K, sums);
     });
   }

@@ -132,7 +132,7 @@ __device__ __forceinline__ void update(const TraceStep<T>& p, int64_t block, boo
 // Blocks that a multiprocessor should hold: as many as there are without spilling registers.
 template <class T, int S, int Signals>
 constexpr int resident() {
-  return Signals > 1 ? 1 : S == 1 && sizeof(T) == 4 ? 4 : 2;
+  return Signals > 1 || S * sizeof(T) > 16 ? 1 : S * sizeof(T) == 4 ? 4 : 2;
 }
 
 // A matrix and, in the blocks from `blocks` on, its bias.

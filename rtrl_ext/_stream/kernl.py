@@ -1,0 +1,159 @@
+"""KeRNL: filtered eligibilities of each unit, and a matrix, learned from perturbations, that says
+which states they move."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _stochastic_ops as _stochastic_ops  # defines random_signs
+from .._kernels import operation
+from .cells import NONE
+from .leaky import Leaky
+from .learner import Learner, Setting
+from .records import Factors, Gradients, Record
+from .traces import Traces
+
+#: The largest decay that is learned.
+LONGEST = 0.999
+#: The decay of cells whose own path changes from step to step.
+GATED = 0.5
+
+
+@dataclass(frozen=True)
+class Perturbations:
+    """How β and the decays are learned; see `rtrl_ext.rules.KeRNL`.
+
+    learns: whether β is. decay: at the beginning, None for the units' own.
+    """
+
+    learns: bool
+    decay: float | None
+    rate: float
+    decay_rate: float
+    noise: float
+    restart: int | None
+    seed: int
+
+
+class Kernl(Traces):
+    """Traces ``e <- α∘e + I``, read through β (n, n): ``M_k = Σ_i β_ki e_i``.
+
+    Beside the states p of a perturbed copy (B, n) there are Ω (B, n), the noise through the same
+    kernel, and Γ = dΩ/dα, all in units of the noise. A decay below zero stands for one that has not
+    been set yet.
+    """
+
+    def __init__(self, setting: Setting, *, how: Perturbations) -> None:
+        super().__init__(setting, policy=NONE)
+        self.how = how
+        self.perturbs = how.learns or how.decay_rate > 0
+        self.keeps_weights = self.keeps_pre = self.perturbs
+        b, n, new = setting.batch, setting.hidden, setting.like.new_zeros
+        self.own: dict[str, Tensor] = {}
+        if how.learns:
+            self.own["beta"] = torch.eye(n, dtype=setting.like.dtype, device=setting.like.device)
+        if how.decay_rate:
+            self.own["alpha"] = new(n) - 1
+        if self.perturbs:
+            self.own |= {name: new(b, n) for name in ("copy", "omega", "gamma")}
+        self.heard: dict[int, Tensor] = {}  # signals of steps at hand, through β
+
+    def memory(self) -> dict[str, Tensor]:
+        return super().memory() | self.own
+
+    def factors(self, records: Sequence[Record]) -> list[Factors]:
+        """As without a past, until `advance` puts the decay of its step in."""
+        return Learner.factors(self, records)
+
+    def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
+        now = dict(self.own)
+        signs = self._signs(records) if self.perturbs else []
+        heard: dict[int, Tensor] = {}
+        for i, (record, factors, signal) in enumerate(
+            zip(records, self.factors(records), signals, strict=True)
+        ):
+            alpha = self._decay(record, now)
+            if self.perturbs:
+                self._learn(record, signs[i], alpha, now)
+            shape = (1, self.setting.batch, 1, 1, self.setting.hidden)
+            record.factors = factors._replace(decay=alpha.expand(shape))
+            if signal is not None:
+                heard[record.index] = self._through_beta(record, signal, now.get("beta"))
+        self.heard = heard
+        grads = super().advance(records, signals)
+        for name, value in self.own.items():
+            value.copy_(now[name])
+        self.heard = {}
+        return grads
+
+    def again(self, record: Record, signal: Tensor) -> Gradients:
+        self.heard = {record.index: self._through_beta(record, signal, self.own.get("beta"))}
+        grads = super().again(record, signal)
+        self.heard = {}
+        return grads
+
+    def _signals(self, steps: list[Record], signals: list[Tensor | None]) -> list[Tensor]:
+        like = self.setting.like
+        none = like.new_zeros(self.setting.batch, 1, self.setting.hidden)
+        return [self.heard.get(record.index, none) for record in steps]
+
+    def _through_beta(self, record: Record, signal: Tensor, beta: Tensor | None) -> Tensor:
+        """Gradients (B, 1, n) of the eligibilities from that of the output (B, n)."""
+        at_states = self.at_states(record, signal)
+        return at_states if beta is None else at_states @ beta
+
+    def _decay(self, record: Record, now: dict[str, Tensor]) -> Tensor:
+        """α (n,) of a step."""
+        how, own = self.how, self.setting.like.new_full((self.setting.hidden,), GATED)
+        if how.decay is not None:
+            own = torch.full_like(own, how.decay)
+        elif isinstance(self.cell, Leaky):
+            own = 1 - self.cell.hop_factor(record.weights)
+        if how.decay_rate:
+            own = now["alpha"] = torch.where(now["alpha"] < 0, own, now["alpha"])
+        return own
+
+    def _signs(self, records: Sequence[Record]) -> list[Tensor]:
+        """Noise (B, n) of each step, of variance 1: signs, fresh for every row, step and layer."""
+        like, batch = self.setting.like, self.setting.batch
+        out = []
+        for record in records:
+            first = torch.full((batch,), record.index, dtype=torch.int64, device=like.device)
+            noise = like.new_empty(1, batch, self.setting.hidden)
+            operation("random_signs")(noise, self.how.seed, first, self.setting.place)
+            out.append(noise[0])
+        return out
+
+    def _learn(self, record: Record, xi: Tensor, alpha: Tensor, now: dict[str, Tensor]) -> None:
+        """Take the perturbed copy on by a step; learn from what the kernel says of its distance."""
+        how, cell, s = self.how, self.cell, self.setting
+        assert record.pre is not None
+        (start,), (end,) = cell.public(record.before), cell.public(record.after)
+        copy, omega, gamma = now["copy"], now["omega"], now["gamma"]
+        if how.restart is not None and (record.index - 1) % how.restart == 0:
+            copy, omega, gamma = start, torch.zeros_like(omega), torch.zeros_like(gamma)
+        elif record.fresh is not None:
+            fresh = record.fresh[:, None]
+            copy = torch.where(fresh, start, copy)
+            omega, gamma = (torch.where(fresh, 0.0, z) for z in (omega, gamma))
+        before = cell.given((copy,), s.batch, s.hidden, s.like, record.weights)
+        after, _ = cell.step(record.pre, record.weights, before)
+        copy = cell.public(after)[0] + how.noise * xi
+        gamma = alpha * gamma + omega
+        omega = alpha * omega + xi
+        beta = now.get("beta")
+        told = omega if beta is None else omega @ beta.t()
+        error = (copy - end) / how.noise - told
+        if beta is not None:
+            scale = how.rate / (s.batch * (1 + omega.square().sum(1, keepdim=True)))
+            now["beta"] = beta + (scale * error).t() @ omega
+        if how.decay_rate:
+            through, size = error, gamma.square()
+            if beta is not None:
+                through, size = error @ beta, size * beta.square().sum(0)
+            scale = how.decay_rate / (1 + size.sum(1, keepdim=True))
+            changed = alpha + (scale * through * gamma).mean(0)
+            now["alpha"] = changed.clamp(0.0, LONGEST)
+        now |= {"copy": copy, "omega": omega, "gamma": gamma}
