@@ -1,5 +1,6 @@
 // How an operation starts a step of UORO on CUDA. No torch and no CUDA header here. All sums are in a fixed order.
 #pragma once
+#include "kernels/config.h"
 #include "kernels/uoro.h"
 
 namespace rx {
@@ -7,7 +8,7 @@ namespace cuda {
 
 // Columns of theta that one warp has, and how many warps a row takes: `sums` is (B, R, parts of a row).
 constexpr int64_t kUoroColumns = 128;
-inline int64_t uoro_parts(int64_t Q) {
+RX_BOTH constexpr int64_t uoro_parts(int64_t Q) {
   return (Q + kUoroColumns - 1) / kUoroColumns;
 }
 
