@@ -27,6 +27,7 @@ SUITES = {
     "batch_scaling": "batch_scaling",
     "T_scaling": "t_scaling",
     "lru": "lru",
+    "stream_latency": "stream_latency",
     "trace_step": "trace_step",
     "uoro_step": "uoro_step",
     "rtrl_step": "rtrl_step",

@@ -20,7 +20,7 @@ from benchmarks.problem import Case
 from benchmarks.results import Row
 from benchmarks.settings import TOLERANCE
 from benchmarks.spiking_problem import CONSTANTS, MARGIN, make_spiking_data, simulate
-from benchmarks.suites import gated_step, hvp, spiking
+from benchmarks.suites import gated_step, hvp, spiking, uoro_step
 
 RULES = ("bptt", "eprop", "snap1")
 SMALL = {"GRU": Case(7, 5, 3, 9, 3), "LSTM": Case(7, 5, 3, 9, 4)}
@@ -168,3 +168,26 @@ def test_snntorch_is_lif_with_the_reset_detached() -> None:
     got = torch.autograd.grad(y, own, data["gy"])
     assert spiking.error(got, spiking_gradient("LIF", "no reset")) < 1e-4
     assert spiking.error(got, spiking_gradient("LIF", "bptt")) > 1e-2
+
+
+def test_uoro_step(tmp_path: Path) -> None:
+    rows = quick("uoro_step", tmp_path / "a.json")
+    assert set(rows) == {"KF-RTRL", "OK(4)"}
+    found = []
+    for way in ("ours", "operation", "eager"):
+        case = uoro_step.Case(3, 8, 11, 16)
+        getattr(case, way)()()
+        found.append((case.s, case.theta, case.grad))
+    for other in found[1:]:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0], other, strict=True))
+
+
+def test_stream_latency(tmp_path: Path) -> None:
+    short = ["--threads", "1", "--rounds", "1", "--sample-seconds", "0.001", "--quick"]
+    path = tmp_path / "a.json"
+    assert run.main(["--suite", "stream_latency", *short, "--json", str(path)]) == 0
+    _, rows = results.load(path)
+    mine = [r for r in rows if r.ours]
+    assert {r.name for r in mine} >= {"LeakyRNN eprop", "GRU snap1", "LSTM eprop", "LRU rtrl"}
+    assert all(0 < r.info["p50_us"] <= r.info["p99_us"] for r in mine)
+    assert any(r.bound == 2.0 and r.against == "GRU detached, eager" for r in mine)

@@ -6,6 +6,7 @@ occupancy (per cent of the warps a multiprocessor can hold, for blocks of 256 th
 dynamic shared memory), and its accesses of 16 and 8 bytes and tensor-core instructions.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -49,6 +50,15 @@ def compiler() -> str:
     text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"release (\S+),", text)
     return found.group(1) if found else "?"
+
+
+def sources() -> str:
+    """A digest of what the machine code is made of: kernels, headers, these flags, the compiler."""
+    folders = ("cells", "kernels", "kernels/cuda")
+    headers = [h for f in folders for h in sorted((ROOT / "csrc" / f).glob("*.h"))]
+    files = [*KERNELS, *headers, Path(__file__)]
+    parts = [f"{path.name}\n{path.read_text()}" for path in files]
+    return hashlib.sha256("\n".join([compiler(), *parts]).encode()).hexdigest()
 
 
 def _one(source: Path, architecture: str) -> tuple[str, dict[str, sass.Code]]:
@@ -110,7 +120,7 @@ def measure(architecture: str) -> tuple[Numbers, dict[str, sass.Code]]:
 def main() -> int:
     import bounds
 
-    lines = []
+    lines = [f' "of": "{sources()}"']
     for architecture in ARCHITECTURES:
         found, code = measure(architecture)
         rows = [f"  {json.dumps(name)}: {json.dumps(n)}" for name, n in found.items()]

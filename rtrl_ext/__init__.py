@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from . import study as study
     from . import tasks as tasks
     from ._state import exact_gradients as exact_gradients
+    from .diagnostics.explain import explain as explain
+    from .diagnostics.verify import verify as verify
     from .nn import ALIF as ALIF
     from .nn import GRU as GRU
     from .nn import LIF as LIF
@@ -43,6 +45,8 @@ _NAMES = {
     "LeakyRNN": "nn",
     "convert": "nn",
     "exact_gradients": "_state",
+    "explain": "diagnostics",
+    "verify": "diagnostics",
 }
 _MODULES = ("cuda", "curvature", "diagnostics", "functional", "nn", "rules", "study", "tasks")
 

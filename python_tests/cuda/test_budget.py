@@ -43,7 +43,12 @@ def complaints(name: str, n: dict[str, int]) -> list[str]:
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 def test_within_the_budget(architecture):
-    allowed = json.loads(resources.BUDGET.read_text())[f"sm_{architecture}"]
+    budget = json.loads(resources.BUDGET.read_text())
+    allowed = budget[f"sm_{architecture}"]
+    if architecture != "90" and budget["of"] == resources.sources():
+        # the same sources and compiler: the same code, seen again for one architecture
+        assert not {name: wrong for name, n in allowed.items() if (wrong := complaints(name, n))}
+        return
     found, code = resources.measure(architecture)
     assert set(found) == set(allowed), "kernels came or went: run `make budget`"
     over = {

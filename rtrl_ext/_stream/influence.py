@@ -25,6 +25,7 @@ class Influence(Learner):
 
     def __init__(self, setting: Setting, *, k: int = 0) -> None:
         super().__init__(setting)
+        self.k = k
         n, wanted = setting.hidden, self.wanted
         ones = bool({"b_ih", "b_hh"} & wanted)
         apart = self.cell.parts != self.cell.gates

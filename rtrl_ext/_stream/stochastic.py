@@ -50,7 +50,10 @@ class Stochastic(Learner):
         self._update(record, factors, jacobian(self.cell, record, factors).unsqueeze(0), keep)
         return {} if signal is None else self.again(record, signal)
 
-    def _update(self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None) -> None:
+    def _update(
+        self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None,
+        through: Tensor | None = None, grads: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         raise NotImplementedError
 
     def _contracted(self, record: Record, signal: Tensor, through: Tensor) -> Gradients:
@@ -84,7 +87,21 @@ class Uoro(Stochastic):
     def memory(self) -> dict[str, Tensor]:
         return {"s": self.s, "norm": self.norm, **self.theta}
 
-    def _update(self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None) -> None:
+    def _step(self, record: Record, factors: Factors, signal: Tensor | None) -> Gradients:
+        if signal is None:
+            return super()._step(record, factors, signal)
+        # contracted in the pass that makes it
+        keep = None if record.fresh is None else ~record.fresh
+        j = jacobian(self.cell, record, factors).unsqueeze(0)
+        through = self.at_states(record, signal).flatten(1)
+        grads = [theta.new_zeros(theta.shape[1:]) for theta in self.theta.values()]
+        self._update(record, factors, j, keep, through.unsqueeze(0), grads)
+        return self._named(record, signal, dict(zip(self.theta, grads, strict=True)))
+
+    def _update(
+        self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None,
+        through: Tensor | None = None, grads: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         signs = self._signs(record, self.width)
         b, n = self.setting.batch, self.setting.hidden
         psis, pres = [], []
@@ -106,15 +123,20 @@ class Uoro(Stochastic):
                 psis.append(psi)
                 pres.append(by.new_ones(1, b, 1))
         operation("uoro_step")(
-            self.s, list(self.theta.values()), self.norm, True, j, psis, pres, signs, keep, None, []
-        )
+            self.s, list(self.theta.values()), self.norm, True, j, psis, pres, signs, keep,
+            through, list(grads),
+        )  # fmt: skip
 
     def _contracted(self, record: Record, signal: Tensor, through: Tensor) -> Gradients:
         weight = (through * self.s).sum(1)
+        made = {name: torch.einsum("b,brq->rq", weight, t) for name, t in self.theta.items()}
+        return self._named(record, signal, made)
+
+    def _named(self, record: Record, signal: Tensor, made: Gradients) -> Gradients:
+        """Gradients of blocks as those of parameters."""
         grads: Gradients = {}
         bias: dict[str, Tensor] = {}
-        for name, theta in self.theta.items():
-            g = torch.einsum("b,brq->rq", weight, theta)
+        for name, g in made.items():
             if name not in self.blocks:
                 grads[name] = g[:, 0]
                 continue
@@ -148,7 +170,10 @@ class Kronecker(Stochastic):
     def memory(self) -> dict[str, Tensor]:
         return {"u": self.u, "a": self.a}
 
-    def _update(self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None) -> None:
+    def _update(
+        self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None,
+        through: Tensor | None = None, grads: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         x, y = record.x, self.cell.output(record.before)
         pre = torch.cat([x, y, x.new_ones(x.shape[0], 1)], 1).unsqueeze(0)
         signs = self._signs(record, self.terms + 1 if self.terms else 2)

@@ -145,6 +145,12 @@ class Streaming:
         else:
             check_like(name, x, weight.dtype, weight.device, "the weights")
         wide = computed(weight.dtype)
+        like = shared.layers[0].like
+        if like.dtype != wide or like.device != weight.device:
+            raise RuntimeError(
+                f"the module was moved from {like.dtype} on {like.device} to {weight.dtype} on "
+                f"{weight.device} since init_state: make a new state"
+            )
         return (x if x.dtype == wide else x.to(wide)), dtype
 
     def _stream_key(self, shared: Shared) -> tuple[Any, ...]:
