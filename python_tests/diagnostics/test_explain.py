@@ -1,19 +1,15 @@
 """What `explain` says against what is really allocated and computed."""
 
-import dataclasses
 import gc
-import json
-import time
 import warnings
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 import rtrl_ext as rx
-from rtrl_ext import _kernels, rules
-from rtrl_ext.diagnostics import Explanation, explain
+from rtrl_ext import rules
+from rtrl_ext.diagnostics import explain
 
 T, B, M, N = 48, 4, 24, 32
 RING = torch.eye(N).roll(1, 0).bool() | torch.eye(N).bool()
@@ -131,7 +127,7 @@ def check_sequence(module, rule, found):
     in_backward = memory.pop("learning", 0) + memory.pop("factors", 0)
     said = sum(memory.values())
     native = not rule.forward_mode and not isinstance(module, rx.LRU)
-    if not native or y.dtype != torch.float32 and size(module) == 2:
+    if not native or (y.dtype != torch.float32 and size(module) == 2):
         held -= y.untyped_storage().nbytes()  # the user's alone
     if not native and not rule.forward_mode:
         said += 0
