@@ -10,7 +10,7 @@ from streams import CELLS, B, M, N, gradients, network, operands, sequence, stre
 from torch.autograd.functional import jacobian
 
 import rtrl_ext as rx
-from rtrl_ext.rules import KeRNL
+from rtrl_ext.rules import DNI, KeRNL
 
 LEAKY = [name for name, (cls, _) in CELLS.items() if cls is rx.LeakyRNN]
 RFLO = KeRNL("identity", decay_rate=0)
@@ -226,6 +226,29 @@ def test_when_losses_are_differentiated_does_not_matter(cell):
         if t % 20 == 19:
             (y * gy[t]).sum().backward()
     assert worst(gradients(net), expected) < 1e-12
+
+
+@pytest.mark.parametrize("cell", ["rate, leaks trained", "voltage", "GRU"])
+@pytest.mark.parametrize("rule", [KeRNL(seed=1), DNI()], ids=repr)
+def test_steps_that_wait_keep_the_weights_of_their_time(cell, rule):
+    """Weights change at every step; losses of zero are differentiated at once, or not at all."""
+    x, gy = operands(15)
+    found = []
+    for waits in (False, True):
+        net = network(cell, rule)
+        state = net.init_state(B)
+        torch.manual_seed(5)
+        for t in range(15):
+            y, state = net.step(x[t], state)
+            if t < 6 or t == 14:
+                (y * gy[t]).sum().backward()
+            elif not waits:
+                (0 * y).sum().backward()
+            with torch.no_grad():
+                for p in net.parameters():
+                    p += 0.1 * torch.randn_like(p)
+        found.append(gradients(net))
+    assert worst(*found) < 1e-11
 
 
 def test_copy_starts_anew_with_its_row():

@@ -10,8 +10,10 @@ from torch import Tensor
 from .._snap_pattern import _WHOLE as WHOLE
 from .._snap_pattern import reachable
 from .._stream.cells import NONE, StepCell
+from .._stream.dni import Dni
 from .._stream.gated import Gated
 from .._stream.influence import Influence
+from .._stream.kernl import Kernl
 from .._stream.leaky import Leaky
 from .._stream.learner import Learner
 from .._stream.lru import Linear
@@ -152,9 +154,19 @@ def learning_bytes(layer: Layer, learner: Learner) -> int:
         numbers = r * (in_block + own_block) + layer.units * n + s * n + 1
     elif isinstance(learner, Kronecker):
         numbers = max(1, learner.terms) * (m + n + 1 + s * n * r)
+    elif isinstance(learner, Dni):
+        width = (s + learner.beside) * n
+        numbers = 2 * (width + n + 1) + width
     else:
         raise ValueError(f"the sizes of {type(learner).__name__} aren't known")
-    return b * numbers * layer.size
+    shared = 0  # by the rows of the batch
+    if isinstance(learner, Kernl):
+        numbers += 3 * n * learner.perturbs
+        shared = n * n * learner.how.learns + n * (learner.how.decay_rate > 0)
+    elif isinstance(learner, Dni):
+        shared = width * (width + n + 1) + r * (w_ih * m + w_hh * n + ones * (1 + apart))
+        shared += layer.units * n
+    return (b * numbers + shared) * layer.size
 
 
 def pattern_counts(layer: Layer, k: int) -> tuple[list[int], list[int]]:
@@ -194,6 +206,7 @@ def streaming_bytes(layer: Layer, learner: Learner) -> Bytes:
     """Bytes by kind, with a loss and new parameters at every step."""
     n, b, held = layer.hidden, layer.batch, held_steps(learner)
     record = layer.inputs + n * (sum(step_numbers(layer).values()) + factor_numbers(layer, learner))
+    record += layer.rows * learner.keeps_pre
     if isinstance(learner, RankOne) and learner.hops is not None and not learner.decay:
         # what was filtered is the input and the output before
         record -= ("w_ih" in layer.wanted) * layer.inputs + ("w_hh" in layer.wanted) * n
@@ -327,6 +340,8 @@ def streaming_flops(layer: Layer, learner: Learner) -> int:
     elif isinstance(learner, Traces):
         again = 1 if hops is None else taps + 2  # the steps that are held, and the new one
         own = again * 4 * b * (s + bool(learner.filtered)) * r * p
+        if isinstance(learner, Kernl):
+            own += (2 * b * r * n + 8 * b * n * n) * learner.perturbs
     elif isinstance(learner, Rolling):
         own = learner.k * (2 * b * r * p + (2 * b * r * n if layer.step.reaches else 8 * b * n))
     elif isinstance(learner, Influence) and learner.k:
@@ -339,6 +354,8 @@ def streaming_flops(layer: Layer, learner: Learner) -> int:
         own = 2 * b * (s * n) ** 2 + 4 * b * r * p
     elif isinstance(learner, Kronecker):
         own = max(1, learner.terms) * 2 * b * (s * n) ** 2 * r
+    elif isinstance(learner, Dni):
+        own = 2 * b * r * (p + n) + 6 * b * (s + learner.beside) ** 2 * n * n
     else:
         raise ValueError(f"the arithmetic of {type(learner).__name__} isn't known")
     return own + taps * 2 * b * n * n + _beside(layer)

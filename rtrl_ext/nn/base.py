@@ -214,6 +214,8 @@ class RecurrentBase(Streaming, TorchChecks, nn.Module):
         elif keep and as_it_is:
             w_hh = w_hh.clone()
         bias, constants = self._step_biases(b_ih, b_hh, w_hh)
+        if keep:  # some are parts of a parameter
+            constants = tuple(c.clone() for c in constants)
         trained, units, chain = self._step_constants(layer, dtype)
         tensors |= trained
         wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
