@@ -382,7 +382,8 @@ def test_memory_is_constant(rule):
         if t in (60, 140, 220, 299):
             gc.collect()
             counts.append(sum(torch.is_tensor(o) for o in gc.get_objects()))
-    assert counts[-1] - counts[0] < 60 and counts[1] - counts[0] < 60  # others' may go
+    # up to 16 waiting steps hold some tensors each; one tensor a step would make 239 more
+    assert counts[-1] - counts[0] < 120 and counts[1] - counts[0] < 60
     layer = state._shared.layers[0]
     gone = weakref.ref(layer)
     del layer, state
