@@ -7,20 +7,15 @@ import torch
 from torch import Tensor
 
 from . import _kernels
-from ._checks import check_tensor
+from ._checks import check_like, check_tensor
 
 NAMES = ("rtrl_step", "snap_step")
 DTYPES = (torch.float32, torch.float64)
 
 
-def _fake(*_: Any) -> None:
-    """Everything happens in the arguments."""
-
-
 def register(namespace: str) -> None:
     """Tracing of a namespace's operations."""
-    for name in NAMES:
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
+    _kernels.register_writing(namespace, NAMES)
 
 
 for _namespace in _kernels.NAMESPACES:
@@ -30,8 +25,7 @@ for _namespace in _kernels.NAMESPACES:
 def run(name: str, *args: Any, changed: tuple[Tensor, ...]) -> None:
     """Calls an operation; the versions of what it changes are counted up, as torch's own do."""
     _kernels.operation(name)(*args)
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(changed)
+    _kernels.changed(*changed)
 
 
 def check_like_influence(influence: Any, **tensors: Any) -> None:
@@ -42,9 +36,5 @@ def check_like_influence(influence: Any, **tensors: Any) -> None:
     for name, x in tensors.items():
         if x is None:
             continue
-        check_tensor(name, x)
-        if x.dtype != influence.dtype:
-            raise TypeError(f"{name} has dtype {x.dtype}; expected {influence.dtype}, as influence")
-        if x.device != influence.device:
-            raise ValueError(f"{name} is on {x.device}; expected {influence.device}, as influence")
+        check_like(name, check_tensor(name, x), influence.dtype, influence.device, "influence")
     _kernels.check_device(influence.device)

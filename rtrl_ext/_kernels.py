@@ -233,6 +233,21 @@ def vmap_by_folding(
     return out, dims
 
 
+def register_writing(namespace: str, names: Sequence[str]) -> None:
+    """Tracing of operations that write into their arguments and return nothing."""
+    for name in names:
+        torch.library.register_fake(f"{namespace}::{name}", lambda *_: None)
+
+
+def changed(*tensors: Tensor | None) -> None:
+    """Autograd sees by a tensor's version that it changed; operations in C++ don't count it."""
+    if torch.compiler.is_compiling():
+        return
+    for x in tensors:
+        if x is not None and not x.is_inference():
+            torch.autograd.graph.increment_version(x)
+
+
 LENGTHS_AT = {
     "leaky_forward": 5,
     "leaky_backward": 7,

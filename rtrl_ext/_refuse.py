@@ -29,22 +29,8 @@ class Refuse(torch.autograd.Function):
         raise RuntimeError(ctx.message)
 
 
-class Undifferentiable(torch.autograd.Function):
-    """The identity on outputs, tangents included; a gradient that arrives raises RuntimeError."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(message: str, *outputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return tuple(y.view_as(y) for y in outputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.message = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(ctx.message)
+class Undifferentiable(Refuse):
+    """The identity on outputs; a gradient that arrives raises, a tangent goes through."""
 
     @staticmethod
     def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:

@@ -1,9 +1,6 @@
 """The operations that update eligibility traces in place: shapes for tracing, and calls that count
 the versions of what they change. Their arguments are those of ``reference.traces``."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from . import _kernels
@@ -11,27 +8,13 @@ from . import _kernels
 NAMES = ("trace_step", "rank1_trace_step")
 
 
-def _fake(*args: Any) -> None:
-    """They return nothing."""
-
-
 def register(namespace: str) -> None:
     """Shapes of the operations of a namespace."""
-    for name in NAMES:
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
+    _kernels.register_writing(namespace, NAMES)
 
 
 for _namespace in _kernels.NAMESPACES:
     register(_namespace)
-
-
-def _changed(*tensors: Tensor | None) -> None:
-    """Autograd sees by a tensor's version that it changed; operations in C++ don't count it."""
-    if torch.compiler.is_compiling():
-        return
-    for x in tensors:
-        if x is not None and not x.is_inference():
-            torch.autograd.graph.increment_version(x)
 
 
 def trace_step(
@@ -53,7 +36,7 @@ def trace_step(
     commit = pre.shape[0] if commit is None else commit
     run = _kernels.operation("trace_step")
     run(trace, bias, decay, psi, pre, signal, grad, grad_bias, commit)
-    _changed(trace, bias, grad, grad_bias)
+    _kernels.changed(trace, bias, grad, grad_bias)
 
 
 def rank1_trace_step(
@@ -71,7 +54,7 @@ def rank1_trace_step(
     commit = pre.shape[0] if commit is None else commit
     run = _kernels.operation("rank1_trace_step")
     run(trace, bias, decay, psi, pre, signal, grad, grad_bias, commit)
-    _changed(trace, bias, grad, grad_bias)
+    _kernels.changed(trace, bias, grad, grad_bias)
 
 
 def new_trace(batch: int, states: int, rows: int, columns: int, like: Tensor) -> Tensor:

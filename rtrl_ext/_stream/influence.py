@@ -1,15 +1,15 @@
 """Exact real-time recurrent learning, and SnAp(k): the influence of parameters on states."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._influence_kernels import run
 from .._snap_pattern import Pattern, make_pattern, reachable
-from .jacobian import jacobian, unit_terms, with_ones
-from .learner import Learner, Setting, add_direct, biases
+from .blocks import Blocks
+from .jacobian import jacobian, unit_terms
+from .learner import Learner, Setting, add_direct
 from .passes import stacked
 from .records import Factors, Gradients, Record
 
@@ -26,13 +26,8 @@ class Influence(Learner):
     def __init__(self, setting: Setting, *, k: int = 0) -> None:
         super().__init__(setting)
         self.k = k
-        n, wanted = setting.hidden, self.wanted
-        ones = bool({"b_ih", "b_hh"} & wanted)
-        apart = self.cell.parts != self.cell.gates
-        self.blocks: dict[str, Any] = {
-            "ih": ("w_ih" in wanted, ones, setting.inputs),
-            "hh": ("w_hh" in wanted, ones and apart, n),
-        }
+        n = setting.hidden
+        self.blocks = Blocks(setting)
         self.patterns: dict[str, Pattern] = {}
         self.kept: Tensor | None = None  # (S n, n), for the per-unit constants
         self.influence: dict[str, Tensor] = {}
@@ -43,17 +38,14 @@ class Influence(Learner):
                 mask = setting.mask[:n].cpu()  # the same for every gate
             reach = reachable(mask, k)
             self.kept = reach.T.repeat(self.cell.states, 1).to(like.device)
-        for name, (there, with_bias, columns) in self.blocks.items():
-            count = there * columns + with_bias
-            if not count:
-                continue
+        for name, block in self.blocks.items():
             if not k:
                 self.influence[name] = like.new_zeros(
-                    setting.batch, self.cell.states * n, rows, count
+                    setting.batch, self.cell.states * n, rows, block.size
                 )
                 continue
-            own = torch.ones(n, count, dtype=torch.bool)
-            if name == "hh" and there:
+            own = torch.ones(n, block.size, dtype=torch.bool)
+            if name == "hh" and block.weight:
                 own[:, :n] = mask
             pattern = make_pattern(mask, k, self.cell.states, self.cell.gates, own)
             self.patterns[name] = pattern
@@ -75,17 +67,13 @@ class Influence(Learner):
         through = self.through(records, signals)
         psi = torch.cat([f.psi for f in factors])
         grads: Gradients = {}
-        for name, (there, ones, _) in self.blocks.items():
-            if name not in self.influence:
-                continue
-            of = [r.x if name == "ih" else self.cell.output(r.before) for r in records]
-            pre = stacked([with_ones(x, there, ones) for x in of])
-            part = self.cell.into_input(psi) if name == "ih" else self.cell.into_output(psi)
-            self._update(name, j, part, pre, through, grads)
+        for name in self.blocks:
+            pre = stacked([self.blocks.pre(name, r) for r in records])
+            self._update(name, j, self.blocks.psi(name, psi), pre, through, grads)
         if "u" in self.influence:
             terms = [unit_terms(self.cell, r, f) for r, f in zip(records, factors, strict=True)]
             self._units(j, terms, through, records, signals, grads)
-        return self._finished(grads, through is not None)
+        return {} if through is None else self._finished(grads)
 
     def again(self, record: Record, signal: Tensor) -> Gradients:
         through = self.through([record], [signal])
@@ -93,14 +81,13 @@ class Influence(Learner):
         grads: Gradients = {}
         width = self.cell.states * self.setting.hidden
         none = record.x.new_zeros(0, record.x.shape[0], width, width)
-        for name, (there, ones, columns) in self.blocks.items():
-            if name in self.influence:
-                pre = none.new_zeros(0, none.shape[1], there * columns + ones)
-                part = self.cell.into_input(factors.psi)[:0]
-                self._update(name, none, part, pre, through, grads)
+        psi = self.cell.into_input(factors.psi)[:0]  # of a shape with any other
+        for name, block in self.blocks.items():
+            self._update(name, none, psi, none.new_zeros(0, none.shape[1], block.size), through,
+                         grads)  # fmt: skip
         if "u" in self.influence:
             self._units(none, [], through, [record], [signal], grads)
-        return self._finished(grads, True)
+        return self._finished(grads)
 
     def _update(
         self, name: str, j: Tensor, psi: Tensor, pre: Tensor, through: Tensor | None,
@@ -140,19 +127,7 @@ class Influence(Learner):
             total = add_direct(self.cell, records, signals, total)
             grads |= {f"u{i}": total[i * n : (i + 1) * n] for i in range(self.setting.units)}
 
-    def _finished(self, grads: Gradients, there: bool) -> Gradients:
-        """Gradients of blocks as those of weights and biases."""
-        if not there:
-            return {}
-        bias: dict[str, Tensor] = {}
-        for name, (wanted, ones, columns) in self.blocks.items():
-            block = grads.pop(name, None)
-            if block is None:
-                continue
-            if wanted:
-                grads[f"w_{name}"] = block[:, :columns]
-            if ones:
-                bias[name] = block[:, -1].clone()
-        if bias:
-            biases(grads, bias["ih"], bias.get("hh", bias["ih"]), self.wanted)
-        return grads
+    def _finished(self, grads: Gradients) -> Gradients:
+        """Gradients of blocks and constants as those of parameters."""
+        units = {name: g for name, g in grads.items() if name not in self.blocks}
+        return self.blocks.parameters(grads) | units

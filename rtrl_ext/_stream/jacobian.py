@@ -52,11 +52,3 @@ def unit_terms(cell: StepCell, record: Record, factors: Factors) -> Tensor:
         at, by = spread
         out[:, :, :, at] += through_weights(cell, record, factors) * by[:, None, None]
     return out.reshape(b, s * n, count * n)
-
-
-def with_ones(x: Tensor, wanted: bool, ones: bool) -> Tensor:
-    """(B, Q) columns of a block: ``x`` if wanted, and a last one for a bias."""
-    if not ones:
-        return x
-    one = x.new_ones(x.shape[0], 1)
-    return torch.cat([x, one], 1) if wanted else one

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _stochastic_ops as _stochastic_ops  # defines random_signs
-from .._kernels import operation
 from .cells import NONE
 from .leaky import Leaky
 from .learner import Learner, Setting
+from .passes import stacked
 from .records import Factors, Gradients, Record
+from .signs import random_signs
 from .traces import Traces
 
 #: The largest decay that is learned.
@@ -69,14 +69,13 @@ class Kernl(Traces):
 
     def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
         now = dict(self.own)
-        signs = self._signs(records) if self.perturbs else []
         heard: dict[int, Tensor] = {}
-        for i, (record, factors, signal) in enumerate(
-            zip(records, self.factors(records), signals, strict=True)
-        ):
+        for record, factors, signal in zip(records, self.factors(records), signals, strict=True):
             alpha = self._decay(record, now)
             if self.perturbs:
-                self._learn(record, signs[i], alpha, now)
+                # noise of variance 1
+                (xi,) = random_signs(self.setting, self.how.seed, record, self.setting.hidden)
+                self._learn(record, xi, alpha, now)
             shape = (1, self.setting.batch, 1, 1, self.setting.hidden)
             record.factors = factors._replace(decay=alpha.expand(shape))
             if signal is not None:
@@ -94,10 +93,12 @@ class Kernl(Traces):
         self.heard = {}
         return grads
 
-    def _signals(self, steps: list[Record], signals: list[Tensor | None]) -> list[Tensor]:
-        like = self.setting.like
-        none = like.new_zeros(self.setting.batch, 1, self.setting.hidden)
-        return [self.heard.get(record.index, none) for record in steps]
+    def through(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Tensor | None:
+        first = next((i for i, s in enumerate(signals) if s is not None), None)
+        if first is None:
+            return None
+        none = self.setting.like.new_zeros(self.setting.batch, 1, self.setting.hidden)
+        return stacked([self.heard.get(record.index, none) for record in records[first:]])
 
     def _through_beta(self, record: Record, signal: Tensor, beta: Tensor | None) -> Tensor:
         """Gradients (B, 1, n) of the eligibilities from that of the output (B, n)."""
@@ -114,17 +115,6 @@ class Kernl(Traces):
         if how.decay_rate:
             own = now["alpha"] = torch.where(now["alpha"] < 0, own, now["alpha"])
         return own
-
-    def _signs(self, records: Sequence[Record]) -> list[Tensor]:
-        """Noise (B, n) of each step, of variance 1: signs, fresh for every row, step and layer."""
-        like, batch = self.setting.like, self.setting.batch
-        out = []
-        for record in records:
-            first = torch.full((batch,), record.index, dtype=torch.int64, device=like.device)
-            noise = like.new_empty(1, batch, self.setting.hidden)
-            operation("random_signs")(noise, self.how.seed, first, self.setting.place)
-            out.append(noise[0])
-        return out
 
     def _learn(self, record: Record, xi: Tensor, alpha: Tensor, now: dict[str, Tensor]) -> None:
         """Take the perturbed copy on by a step; learn from what the kernel says of its distance."""

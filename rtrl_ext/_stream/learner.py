@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .cells import NONE, StepCell
+from .passes import stacked
 from .records import Factors, Gradients, Record
 
 
@@ -110,7 +111,7 @@ class Learner:
             self.at_states(r, torch.zeros_like(self.cell.output(r.after)) if s is None else s)
             for r, s in zip(records[first:], signals[first:], strict=True)
         ]
-        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+        return stacked(rows)
 
     def look_back(self, records: list[Record]) -> None:
         """Put those of a saved state in place."""

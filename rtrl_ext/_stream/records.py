@@ -94,11 +94,6 @@ def without_past(decay: Tensor, records: list[Record]) -> Tensor:
     """``decay`` (K, B, ...) with zeros in the rows that start anew."""
     if all(r.fresh is None for r in records):
         return decay
-    keep = torch.stack(
-        [
-            decay.new_ones(decay.shape[1]) if r.fresh is None else (~r.fresh).to(decay.dtype)
-            for r in records
-        ]
-    )
-    keep = keep.reshape(*keep.shape, *(1,) * (decay.dim() - 2))
-    return torch.where(keep > 0, decay, torch.zeros_like(decay))
+    none = torch.zeros(decay.shape[1], dtype=torch.bool, device=decay.device)
+    fresh = torch.stack([none if r.fresh is None else r.fresh for r in records])
+    return decay.masked_fill(fresh.reshape(*fresh.shape, *(1,) * (decay.dim() - 2)), 0.0)

@@ -1,16 +1,17 @@
 """UORO, KF-RTRL and OK: random influence matrices of low rank that are right in the mean."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _stochastic_ops as _stochastic_ops  # defines the operations
 from .._kernels import operation
-from .jacobian import jacobian, unit_terms, with_ones
+from .blocks import Blocks
+from .jacobian import jacobian, unit_terms
 from .learner import Learner, Setting, add_direct, biases
 from .records import Factors, Gradients, Record
+from .signs import random_signs
 
 
 class Stochastic(Learner):
@@ -28,11 +29,7 @@ class Stochastic(Learner):
 
     def _signs(self, record: Record, count: int) -> Tensor:
         """(1, B, count), fresh for every row and step, apart for every layer."""
-        like, batch = self.setting.like, self.setting.batch
-        first = torch.full((batch,), record.index, dtype=torch.int64, device=like.device)
-        out = like.new_empty(1, batch, count)
-        operation("random_signs")(out, self.seed, first, self.setting.place)
-        return out
+        return random_signs(self.setting, self.seed, record, count)
 
     def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
         total: Gradients = {}
@@ -66,18 +63,11 @@ class Uoro(Stochastic):
 
     def __init__(self, setting: Setting, *, seed: int) -> None:
         super().__init__(setting, seed=seed)
-        n, b, like, wanted = setting.hidden, setting.batch, setting.like, self.wanted
+        n, b, like = setting.hidden, setting.batch, setting.like
         rows = self.cell.gates * n
-        ones = bool({"b_ih", "b_hh"} & wanted)
-        apart = self.cell.parts != self.cell.gates
-        self.blocks: dict[str, Any] = {
-            "ih": ("w_ih" in wanted, ones, setting.inputs),
-            "hh": ("w_hh" in wanted, ones and apart, n),
-        }
+        self.blocks = Blocks(setting)
         self.theta = {
-            name: like.new_zeros(b, rows, there * columns + with_bias)
-            for name, (there, with_bias, columns) in self.blocks.items()
-            if there or with_bias
+            name: like.new_zeros(b, rows, block.size) for name, block in self.blocks.items()
         }
         for i in range(setting.units):
             self.theta[f"u{i}"] = like.new_zeros(b, n, 1)
@@ -104,14 +94,8 @@ class Uoro(Stochastic):
     ) -> None:  # fmt: skip
         signs = self._signs(record, self.width)
         b, n = self.setting.batch, self.setting.hidden
-        psis, pres = [], []
-        for name in self.theta:
-            if name in self.blocks:
-                there, ones, _ = self.blocks[name]
-                of = record.x if name == "ih" else self.cell.output(record.before)
-                take = self.cell.into_input if name == "ih" else self.cell.into_output
-                psis.append(take(factors.psi).contiguous())
-                pres.append(with_ones(of, there, ones).unsqueeze(0))
+        psis = [self.blocks.psi(name, factors.psi).contiguous() for name in self.blocks]
+        pres = [self.blocks.pre(name, record).unsqueeze(0) for name in self.blocks]
         if factors.units is not None:
             # νᵀ I of a constant is a number for each unit: given to its first state, whose sign
             # the operation multiplies by once more
@@ -134,19 +118,8 @@ class Uoro(Stochastic):
 
     def _named(self, record: Record, signal: Tensor, made: Gradients) -> Gradients:
         """Gradients of blocks as those of parameters."""
-        grads: Gradients = {}
-        bias: dict[str, Tensor] = {}
-        for name, g in made.items():
-            if name not in self.blocks:
-                grads[name] = g[:, 0]
-                continue
-            there, ones, columns = self.blocks[name]
-            if there:
-                grads[f"w_{name}"] = g[:, :columns]
-            if ones:
-                bias[name] = g[:, -1].clone()
-        if bias:
-            biases(grads, bias["ih"], bias.get("hh", bias["ih"]), self.wanted)
+        grads = self.blocks.parameters(made)
+        grads |= {name: g[:, 0] for name, g in made.items() if name not in self.blocks}
         count = self.setting.units
         if count:
             flat = torch.cat([grads[f"u{i}"] for i in range(count)])

@@ -87,12 +87,9 @@ class Traces(Learner):
         reads = list(steps) if at is None else [at]
         if not reads:
             return {}
-        through: Tensor | None = None
-        if any(s is not None for s in signals):
-            if self.hops is not None:
-                signals = self.hops.sent_back(self.cell, reads, signals)
-            first = next(i for i, s in enumerate(signals) if s is not None)
-            through = stacked(self._signals(reads[first:], signals[first:]))
+        if self.hops is not None:
+            signals = self.hops.sent_back(self.cell, reads, signals)
+        through = self.through(reads, signals)
         factors = self.factors(reads)
         if at is not None:  # nothing but the sizes of the factors is read
             factors = [f._replace(psi=f.psi[:0], decay=f.decay[:0]) for f in factors]  # type: ignore[index]
@@ -141,16 +138,11 @@ class Traces(Learner):
             record.after, record.weights, torch.ones_like(self.cell.output(record.after))
         )
 
-    def _signals(self, steps: list[Record], signals: list[Tensor | None]) -> list[Tensor]:
-        """Gradients (B, S, n) of every step's states."""
-        rows = [
-            torch.zeros_like(self.cell.output(r.after)) if g is None else g
-            for r, g in zip(steps, signals, strict=True)
-        ]
-        if self.filtered:
-            none = rows[0].new_zeros(rows[0].shape[0], self.cell.states, rows[0].shape[1])
-            return [torch.cat([none, g.unsqueeze(1)], 1) for g in rows]
-        return [self.at_states(r, g) for r, g in zip(steps, rows, strict=True)]
+    def at_states(self, record: Record, signal: Tensor) -> Tensor:
+        if not self.filtered:
+            return super().at_states(record, signal)
+        none = signal.new_zeros(signal.shape[0], self.cell.states, signal.shape[1])
+        return torch.cat([none, signal.unsqueeze(1)], 1)
 
     def _extended(
         self, psi: Tensor, units: Tensor | None, decay: Tensor, steps: Sequence[Record]

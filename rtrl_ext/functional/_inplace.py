@@ -29,10 +29,14 @@ def refuse_autograd(names: tuple[str, ...], tensors: dict[str, Tensor | None]) -
         )
 
 
-def _span(x: Tensor) -> tuple[int, int]:
-    """First byte and the one after the last, of a tensor that has elements."""
-    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+def span(x: Tensor) -> tuple[int, int]:
+    """First byte, and the one after the last; (0, 0) without elements."""
+    if x.numel() == 0:
+        return 0, 0
     start = x.data_ptr()
+    if x.is_contiguous():
+        return start, start + x.nbytes
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
     return start, start + (last + 1) * x.element_size()
 
 
@@ -68,10 +72,10 @@ def refuse_overlap(names: tuple[str, ...], tensors: dict[str, Tensor | None]) ->
             )
         if storages.count(mine) == 1:
             continue
-        start, end = _span(x)
+        start, end = span(x)
         for (other, y), theirs in zip(there, storages, strict=True):
             if other == name or theirs != mine or y.numel() == 0:
                 continue
-            low, high = _span(y)
+            low, high = span(y)
             if low < end and start < high:
                 raise ValueError(f"{name} is written in place and shares memory with {other}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_like, check_shape, check_tensor, has_values
+from ._inplace import span
 
 
 @dataclass
@@ -143,26 +144,15 @@ class Pending:
         torch.autograd.graph.increment_version(list(written.values()))
 
 
-def _span(x: Tensor) -> tuple[int, int]:
-    """First byte, and the one after the last."""
-    if x.numel() == 0:
-        return 0, 0
-    start = x.data_ptr()
-    if x.is_contiguous():
-        return start, start + x.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return start, start + (last + 1) * x.element_size()
-
-
 def _refuse_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor | None]) -> None:
-    taken = sorted((*_span(x), name) for name, x in written.items())
+    taken = sorted((*span(x), name) for name, x in written.items())
     for (_, end, a), (start, _, b) in pairwise(taken):
         if start < end:
             raise ValueError(f"{a} and {b} share memory; expected tensors apart from each other")
     for name, x in read.items():
         if x is None:
             continue
-        first, last = _span(x)
+        first, last = span(x)
         for start, end, other in taken:
             if first < end and start < last:
                 raise ValueError(

@@ -242,7 +242,7 @@ class Streaming:
             weights.wanted, x.detach(), cell.uniform(weights), layer, self.batch_first, mask,
         )  # fmt: skip
         if torch.is_grad_enabled():
-            rule.learner(setting)  # refuses now what it would refuse in the backward pass
+            rule.accept(setting)  # now, not in the backward pass
         plan = Plan(
             cell,
             weights,

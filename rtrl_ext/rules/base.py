@@ -78,6 +78,9 @@ class Rule:
                 f"rule {self!r} has no streaming form: use forward, or one of {', '.join(forms)}"
             )
 
+    def accept(self, setting: "Setting") -> None:
+        """Refuse, with ValueError, a layer that the rule runs forward in time but can't learn."""
+
     def learner(self, setting: "Setting") -> "Learner":
         """The rule's memory of one layer in streaming mode."""
         raise NotImplementedError(f"the rule {self.name!r} has no streaming form")

@@ -39,6 +39,9 @@ class KFRTRL(SeededRule):
     cost: ClassVar[str] = "2 B n³; memory B (n² + n + m) numbers"
     source: ClassVar[str] = "Mujika et al. 2018"
 
-    def learner(self, setting: Setting) -> Learner:
+    def accept(self, setting: Setting) -> None:
         refuse_constants(self.name, setting)
+
+    def learner(self, setting: Setting) -> Learner:
+        self.accept(setting)
         return Kronecker(setting, seed=self.seed or 0)

@@ -38,6 +38,9 @@ class OK(SeededRule):
         check_count("ok", "rank", self.rank)
         super().__post_init__()
 
-    def learner(self, setting: Setting) -> Learner:
+    def accept(self, setting: Setting) -> None:
         refuse_constants(self.name, setting)
+
+    def learner(self, setting: Setting) -> Learner:
+        self.accept(setting)
         return Kronecker(setting, seed=self.seed or 0, terms=self.rank)
