@@ -76,3 +76,30 @@ def test_ok_that_needs_no_mixing_equals_the_reference(shape, dtype):
         u, a, grad = run(step, args)
         results.append((torch.einsum("bip,bisr->bsrp", u, a), grad))
     same(results[1], results[0], dtype)
+
+
+def test_the_signs_of_a_decomposition_do_not_matter(monkeypatch):
+    """Libraries differ in them, so that OK's numbers would differ from one device to another."""
+    g = torch.Generator().manual_seed(0)
+    left, right = torch.randn(3, 4, 9, generator=g), torch.randn(3, 4, 7, generator=g)
+    signs = torch.randn(3, 4, generator=g).sign()
+    expected = _kronecker.reduce_terms(left, right, signs)
+    svd, qr = torch.linalg.svd, torch.linalg.qr
+
+    def flips(columns):
+        return torch.randn(3, 1, columns, generator=g).sign()
+
+    def other_svd(x, full_matrices):
+        u, d, v = svd(x, full_matrices=full_matrices)
+        sign = flips(u.shape[2])
+        return u * sign, d, v * sign.mT
+
+    def other_qr(x):
+        q, r = qr(x)
+        sign = flips(q.shape[2])
+        return q * sign, r * sign.mT
+
+    monkeypatch.setattr(torch.linalg, "svd", other_svd)
+    monkeypatch.setattr(torch.linalg, "qr", other_qr)
+    for found, want in zip(_kronecker.reduce_terms(left, right, signs), expected, strict=True):
+        torch.testing.assert_close(found, want)

@@ -79,6 +79,14 @@ def mixing(d: Tensor, signs: Tensor) -> Tensor:
     return (size * signs)[:, :, None] * reflection[:, :, :-1]
 
 
+def _signs(directions: Tensor) -> Tensor:
+    """1 or -1 (B, 1, q): of the largest number in each column of directions (B, P, q).
+
+    A decomposition gives directions up to their signs, and libraries differ in these."""
+    most = directions.abs().argmax(1, keepdim=True)
+    return torch.where(directions.gather(1, most) < 0, -1, 1).to(directions)
+
+
 def reduce_terms(left: Tensor, right: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_i left_i ⊗ right_i over q terms as a random sum of q - 1 with the same mean and the least
     variance: left (B, q, P) and right (B, q, N) to (B, q - 1, P) and (B, q - 1, N)."""
@@ -90,10 +98,12 @@ def reduce_terms(left: Tensor, right: Tensor, signs: Tensor) -> tuple[Tensor, Te
     finite = core.isfinite().flatten(1).all(1)[:, None, None]
     x, d, y = torch.linalg.svd(torch.where(finite, core, 0), full_matrices=False)
     d = torch.where(d > ROUNDINGS * q * torch.finfo(d.dtype).eps * d[:, :1], d, 0)
+    directions = ql @ x
+    sign = _signs(directions)
     found = d.shape[1]
     f = mixing(torch.nn.functional.pad(d, (0, q - found)), signs)[:, :found]
-    f = torch.where(finite, f, torch.nan)
-    return torch.bmm((x @ f).mT, ql.mT), torch.bmm((y.mT @ f).mT, qr.mT)
+    f = torch.where(finite, sign.mT * f, torch.nan)
+    return torch.bmm(f.mT, directions.mT), torch.bmm((y.mT @ f).mT, qr.mT)
 
 
 def _ok(u: Tensor, a: Tensor, jacobian: Tensor, psi: Tensor, pre: Tensor, signs: Tensor,

@@ -49,7 +49,7 @@ def test_equal_to_the_cpu(dtype, sizes, form, rule, strategy):
     x = torch.randn(T, B, m).to(dtype)
     lengths = torch.randint(1, T + 1, (B,))
     lengths[0] = T
-    expected = gradients(exact, x.double().requires_grad_(), lengths)
+    expected = gradients(exact, x.detach().double().clone().requires_grad_(), lengths)
     net.cuda()
     with rx.cuda.strategy(strategy):
         found = gradients(net, x.cuda().requires_grad_(), lengths.cuda())
@@ -80,7 +80,7 @@ def test_gated_modules_equal_the_cpu(dtype, sizes, cell, rule, strategy):
         (y.square().sum() + last.sum()).backward()
         return [t.detach().cpu() for t in (y, last, z.grad, *(p.grad for p in model.parameters()))]
 
-    expected = passes(exact, x.double().requires_grad_(), lengths)
+    expected = passes(exact, x.double().clone().requires_grad_(), lengths)
     net.cuda()
     with rx.cuda.strategy(strategy):
         found = passes(net, x.cuda().requires_grad_(), lengths.cuda())

@@ -77,6 +77,10 @@ def ok(
         ql, rl = torch.linalg.qr(left[b].T)
         qr, rr = torch.linalg.qr(right[b].T)
         x, values, y = torch.linalg.svd(rl @ rr.T, full_matrices=False)
+        directions = ql @ x  # whose signs are a matter of libraries: the largest number's is +
+        for i, most in enumerate(directions.abs().argmax(0)):
+            if directions[most, i] < 0:
+                x[:, i], y[i] = -x[:, i], -y[i]
         tiny = 8 * terms * torch.finfo(values.dtype).eps * values[0]
         padded = values.new_zeros(terms)
         padded[: len(values)] = torch.where(values > tiny, values, 0)
