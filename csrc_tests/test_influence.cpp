@@ -134,7 +134,26 @@ std::vector<double> copied(const Numbers& x) {
   return {x.p.get(), x.p.get() + x.size};
 }
 
-bool rtrl_wrong(const Case& c) {
+// The product that a launcher asks for, by plain loops.
+struct Loops {
+  const Problem& problem;
+  const Numbers& m;
+  Numbers& out;
+
+  static void multiply(void* context, int64_t k, int64_t first, int64_t columns) {
+    const Loops& l = *static_cast<const Loops*>(context);
+    const int64_t N = l.problem.N, B = l.problem.c.B, all = l.problem.R * l.problem.c.Q;
+    for (int64_t i = 0; i < B * N * columns; ++i) {
+      const int64_t b = i / (N * columns), row = i / columns % N, column = first + i % columns;
+      double sum = 0;
+      for (int64_t o = 0; o < N; ++o)
+        sum += l.problem.jacobian[((k * B + b) * N + row) * N + o] * l.m[(b * N + o) * all + column];
+      l.out[i] = sum;
+    }
+  }
+};
+
+bool rtrl_wrong(const Case& c, int64_t most) {
   std::mt19937 random(7);
   Problem problem(c, random);
   const int64_t all = problem.R * c.Q;
@@ -142,7 +161,10 @@ bool rtrl_wrong(const Case& c) {
   std::vector<double> want = copied(m), grad = copied(problem.grad);
   problem.expect(want, grad, nullptr);
   const rx::RtrlStep<double> p{problem.shape(), problem.steps(problem.grad), m.p.get(), problem.N * all, all};
-  if (const char* error = rx::cuda::rtrl_step(p, partial.p.get(), nullptr)) {
+  Numbers product(c.B * problem.N * most);
+  Loops loops{problem, m, product};
+  const rx::cuda::Products products{product.p.get(), most, &Loops::multiply, &loops};
+  if (const char* error = rx::cuda::rtrl_step(p, most ? &products : nullptr, partial.p.get(), nullptr)) {
     std::printf("%s\n", error);
     return true;
   }
@@ -204,11 +226,11 @@ int main() {
     for (const int order : {0, 1, 2}) {
       rx::emulator::options().order = static_cast<Order>(order);
       rx::emulator::options().seed = 3;
-      for (const bool snap : {false, true}) {
-        if (!(snap ? snap_wrong(c) : rtrl_wrong(c))) continue;
-        std::printf("%s: K=%d B=%d S=%d n=%d G=%d Q=%d, order %d\n", snap ? "snap" : "rtrl", static_cast<int>(c.K),
+      for (const int way : {-1, 0, 4, 32}) {  // SnAp; RTRL by its own product, by so many columns of another's
+        if (!(way < 0 ? snap_wrong(c) : rtrl_wrong(c, way))) continue;
+        std::printf("%s: K=%d B=%d S=%d n=%d G=%d Q=%d, way %d, order %d\n", way < 0 ? "snap" : "rtrl", static_cast<int>(c.K),
                     static_cast<int>(c.B), static_cast<int>(c.S), static_cast<int>(c.n), static_cast<int>(c.G),
-                    static_cast<int>(c.Q), order);
+                    static_cast<int>(c.Q), way, order);
         return 1;
       }
     }

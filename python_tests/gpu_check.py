@@ -22,11 +22,17 @@ from emulated import CELLS, ROOT, driver_sources
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # for `benchmarks`
 
-GPU_TESTS = ("python_tests/cuda/test_gpu.py",)
+GPU_TESTS = (
+    "python_tests/cuda/test_gpu.py", "python_tests/cuda/test_gpu_streaming.py",
+    "python_tests/cuda/test_gpu_capture.py",
+)  # fmt: skip
 #: Tests of every backend: here the one that moves its arguments to the GPU.
 MOVED_TESTS = (
     "python_tests/cuda/test_leaky_cuda.py", "python_tests/cuda/test_gated_cuda.py",
     "python_tests/cuda/test_alif_cuda.py", "python_tests/cuda/test_half.py",
+    "python_tests/cuda/test_lru_cuda.py", "python_tests/cuda/test_trace_cuda.py",
+    "python_tests/cuda/test_influence_cuda.py", "python_tests/cuda/test_uoro_cuda.py",
+    "python_tests/functional/test_influence.py", "python_tests/functional/test_stochastic.py",
     "python_tests/kernels/test_leaky_kernels.py", "python_tests/test_dispatch_ops.py",
     "python_tests/test_dispatch_transforms.py", "python_tests/test_dispatch_gradients.py",
     "python_tests/test_dispatch_compile.py", "python_tests/test_second_order.py",
@@ -131,9 +137,19 @@ def throughput() -> list[dict[str, Any]]:
     return rows
 
 
+def streaming() -> list[dict[str, Any]]:
+    """Operations of streaming mode against the memory's rate and cuBLAS; whole steps."""
+    from benchmarks import cuda_streaming
+
+    rows = cuda_streaming.measure("cuda")
+    print(cuda_streaming.table(rows), flush=True)
+    return rows
+
+
 Step = Callable[[], Any]
 STEPS: dict[str, Step] = {
     "machine": machine, "tests": tests, "sanitizers": sanitizers, "throughput": throughput,
+    "streaming": streaming,
 }  # fmt: skip
 
 

@@ -28,6 +28,8 @@ MEMORY = 256 << 20
 BOUND = 1.3
 #: eight steps with one signal in at most twice the time of one: four times less per step
 PENDING_BOUND = 2.0
+#: a trace of rank one with its gradient, in at most this multiple of the cell's forward step
+RANK_ONE_BOUND = 2.0
 
 
 @dataclass
@@ -158,6 +160,25 @@ def contestants(s: Settings, gates: int, copies: int) -> list[Contestant]:
     return out
 
 
+def _online(learns: bool) -> Callable[[], Any]:
+    """One step of voltage units of one leak; ``learns``: under e-prop, with a loss."""
+    import rtrl_ext as rx
+
+    torch.manual_seed(0)
+    net = rx.LeakyRNN(M, N, leak=0.1, form="voltage", rule="eprop")
+    state, x, gy = net.init_state(B), torch.randn(B, M), torch.randn(B, N)
+
+    def step() -> None:
+        nonlocal state
+        with torch.set_grad_enabled(learns):
+            y, state = net.step(x, state)
+        if learns:
+            net.zero_grad()
+            y.backward(gy)
+
+    return step
+
+
 def rank_one(s: Settings) -> list[Contestant]:
     """A voltage unit with one leak: both blocks as one trace (B, n + m)."""
     from rtrl_ext.functional import rank1_trace_step_
@@ -182,7 +203,17 @@ def rank_one(s: Settings) -> list[Contestant]:
 
     want = [grad.clone() for grad in make(mine)()]
     flops = 2 * B * N * (N + M)
-    out = [Contestant("rank1_trace_step_", make(mine), ours=True, flops=flops)]
+    forward = "forward step, no_grad"
+    out = [
+        Contestant(forward, _online(False), flops=flops),
+        Contestant(
+            "rank1_trace_step_", make(mine), ours=True, flops=flops, baseline=forward,
+            bound=RANK_ONE_BOUND, bound_on="baseline",
+        ),
+        Contestant(
+            "step and backward", _online(True), ours=True, flops=3 * flops, baseline=forward
+        ),
+    ]  # fmt: skip
     s.add_checked(
         out, "addmm_", lambda: make(torchs), lambda got: ours.error(got, want), flops=flops
     )

@@ -18,7 +18,7 @@ int64_t threads_for(double work) {
 struct OnCpu {
   // Threads share panels of columns; each goes through the whole batch, so that the gradient needs no sum over threads.
   template <class T>
-  static void run(const RtrlStep<T>& p, const Tensor&) {
+  static void run(const RtrlStep<T>& p, const Tensor&, const Tensor&) {
     const InfluenceKernels<T>& kernels = influence_kernels<T>();
     const InfluenceShape& s = p.s;
     const int64_t N = s.S * s.n, all = s.R * s.Q, tile = kernels.columns, tiles = (all + tile - 1) / tile;

@@ -102,7 +102,7 @@ void rtrl_step(const Tensor& influence, const Tensor& jacobian, const Tensor& ps
     const InfluenceSteps<T> steps = influence_steps<T>(args, s, jacobian, psi, pre, signal, grad);
     if (influence.numel() == 0 || (s.K == 0 && s.signals == 0)) return;
     const RtrlStep<T> p{s, steps, out<T>(influence), influence.stride(0), influence.stride(1)};
-    Target::run(p, influence);
+    Target::run(p, influence, jacobian);
   });
 }
 

@@ -3,15 +3,58 @@
 #include "ops/cuda_context.h"
 #include "ops/influence.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <array>
+
 namespace rx {
 namespace {
 
+// From so many states on, products are the vendor's.
+constexpr int64_t kVendor = 32;
+// Of one product: little enough to stay in the cache until it has been used.
+constexpr int64_t kProductBytes = int64_t{16} << 20;
+
+// A view (B, rows, columns) of `x`, from `offset` numbers past its first on.
+inline Tensor matrices(const Tensor& x, int64_t offset, std::array<int64_t, 3> sizes, std::array<int64_t, 3> strides) {
+  AtenTensorHandle view = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 3, sizes.data(), strides.data(), offset, &view));
+  return Tensor(view);
+}
+
+// J M for some columns of M, by torch's batched product.
+struct Batched {
+  const Tensor &influence, &jacobian, &out;
+  int64_t B, N;
+
+  static void multiply(void* context, int64_t k, int64_t first, int64_t columns) {
+    const Batched& m = *static_cast<const Batched*>(context);
+    using torch::stable::detail::from;
+    const Tensor product = matrices(m.out, 0, {m.B, m.N, columns}, {m.N * columns, columns, 1});
+    const Tensor left = matrices(m.jacobian, k * m.B * m.N * m.N, {m.B, m.N, m.N}, {m.N * m.N, m.N, 1});
+    const Tensor right = matrices(m.influence, first, {m.B, m.N, columns}, {m.influence.stride(0), m.influence.stride(1), 1});
+    std::array<StableIValue, 3> stack{from(left), from(right), from(product)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);
+  }
+};
+
 struct OnCudaInfluence {
   template <class T>
-  static void run(const RtrlStep<T>& p, const Tensor& influence) {
+  static void run(const RtrlStep<T>& p, const Tensor& influence, const Tensor& jacobian) {
     const Context context(influence);
-    const Tensor partial = make(influence, {p.s.signals * p.s.B * p.s.R * p.s.Q});
-    check(cuda::rtrl_step(p, out<T>(partial), context.stream()));
+    const InfluenceShape& s = p.s;
+    const int64_t N = s.S * s.n, all = s.R * s.Q;
+    const Tensor partial = make(influence, {s.signals * s.B * all});
+    if (N < kVendor || s.K == 0) return check(cuda::rtrl_step<T>(p, nullptr, out<T>(partial), context.stream()));
+    const int64_t fits = kProductBytes / (s.B * N * static_cast<int64_t>(sizeof(T))) / 32 * 32;
+    const int64_t most = std::min(all, std::max<int64_t>(fits, 64));
+    const Tensor product = make(influence, {s.B * N * most});
+    const Tensor dense = jacobian.is_contiguous() ? jacobian : torch::stable::contiguous(jacobian);
+    Batched batched{influence, dense, product, s.B, N};
+    const cuda::Products products{out<T>(product), most, &Batched::multiply, &batched};
+    check(cuda::rtrl_step(p, &products, out<T>(partial), context.stream()));
   }
   template <class T>
   static void run(const SnapStep<T>& p, const Tensor& influence, int64_t most_units) {

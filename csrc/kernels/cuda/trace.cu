@@ -1,9 +1,11 @@
-// Trace updates on CUDA, one launch. A thread has four columns of one row of the matrix and every fourth row of the batch; the
-// four threads that share them are lanes of one warp, which add their sums in order. The trace is read and written once.
+// Trace updates on CUDA, one launch. A thread has four columns of a few rows of the matrix, in some rows of the batch; the
+// threads that share columns belong to one block, which adds their sums in order. The trace is read and written once.
 #include "kernels/cuda/trace.h"
 
 #include "cells/trace.h"
 #include "kernels/cuda/run.h"
+
+#include <initializer_list>
 
 namespace rx {
 namespace cuda {
@@ -11,141 +13,209 @@ namespace {
 
 using namespace RX_NS;
 
-constexpr int kThreads = 256, kSlices = 4, kAcross = 32 / kSlices, kBlock = kThreads / kSlices;
+constexpr int kThreads = 256, kAcross = 8;
+constexpr int kMostSlices = kThreads / kAcross;
 
-// The factors of one row of the matrix in one row of the batch.
-template <class T, int S>
-struct Factors {
-  T d[S * S], f[S];
-  __device__ __forceinline__ Factors(const TraceStep<T>& p, int64_t k, int64_t b, int64_t r, int64_t unit) {
-    const T* from = p.decay.p + k * p.decay.k + b * p.decay.b + unit * p.decay_unit;
-    const T* psi = p.psi.p + k * p.psi.k + b * p.psi.b + r;
-#pragma unroll
-    for (int s = 0; s < S; ++s) {
-      f[s] = psi[s * p.psi.s];
-#pragma unroll
-      for (int o = 0; o < S; ++o) d[s * S + o] = from[s * p.decay.s + o * p.decay_from];
-    }
-  }
+// Rows of the matrix that a thread has: what it reads of the inputs serves all of them. As many as registers hold.
+template <class T, int S, int Signals>
+constexpr int kRowsOf = S * sizeof(T) * (Signals > 1 ? 2 : 1) <= 4 ? 4
+                        : S * sizeof(T) <= 8                       ? 2
+                                                                   : 1;
+
+// How a launch shares its work: `slices` threads share the rows of the batch, `quads` of four columns are in a row of the
+// matrix. whole: rows of the trace are whole words. level: so are a thread's factors, one word of each.
+struct Split {
+  int slices;
+  int64_t quads, blocks;
+  bool whole, level;
 };
 
-// The thread's four columns in row b of the batch, in state k.
-template <class T, int S>
-struct Columns {
+// A thread's rows and columns in row b of the batch, in state k.
+template <class T, int S, int Rows>
+struct Tile {
   const TraceStep<T>& p;
-  int64_t b, r, j, unit, k = 0;
+  const Split& split;
+  int64_t r, j;
   int count;
-  bool vec;
-  T* at;
-  Quad<T> e[S];
+  int64_t row[Rows], unit[Rows];  // rows beyond the last one are that one again, and not stored
+  int64_t b = 0, k = 0;
+  Quad<T> e[Rows][S];
 
-  __device__ __forceinline__ Columns(const TraceStep<T>& p, int64_t b, int64_t r, int64_t j, int count, bool vec)
-      : p(p), b(b), r(r), j(j), unit(r % p.s.n), count(count), vec(vec), at(p.trace.p + b * p.trace.b + r * p.trace_row + j) {
+  __device__ __forceinline__ Tile(const TraceStep<T>& p, const Split& split, int64_t r, int64_t j)
+      : p(p), split(split), r(r), j(j), count(static_cast<int>(p.s.Q - j < kColumns ? p.s.Q - j : kColumns)) {
 #pragma unroll
-    for (int s = 0; s < S; ++s) e[s] = load_quad<T>(at + s * p.trace.s, count, vec);
+    for (int t = 0; t < Rows; ++t) {
+      row[t] = r + t < p.s.R ? r + t : p.s.R - 1;
+      unit[t] = row[t] % p.s.n;
+    }
+  }
+  __device__ __forceinline__ bool inside(int t) const { return t == 0 || r + t < p.s.R; }
+  __device__ __forceinline__ T* at(int t, int s) const {
+    return p.trace.p + b * p.trace.b + s * p.trace.s + row[t] * p.trace_row + j;
+  }
+  // A number for each of the rows: `from` at their places.
+  __device__ __forceinline__ void for_rows(const T* from, const int64_t* places, int64_t stride, T* x) const {
+    if constexpr (Rows == kColumns) {
+      if (split.level) {
+        const Quad<T> q = load_quad(from + places[0], kColumns, true);
+#pragma unroll
+        for (int t = 0; t < Rows; ++t) x[t] = q.v[t];
+        return;
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < Rows; ++t) x[t] = from[places[t] * stride];
+  }
+  __device__ __forceinline__ void read(int64_t at_b) {
+    b = at_b;
+    k = 0;
+#pragma unroll
+    for (int t = 0; t < Rows; ++t) {
+#pragma unroll
+      for (int s = 0; s < S; ++s) e[t][s] = load_quad<T>(at(t, s), count, split.whole);
+    }
   }
   __device__ __forceinline__ void step() {
-    const Factors<T, S> x(p, k, b, r, unit);
     Quad<T> pre;
     if (p.pre.p) {
-      pre = load_quad<T>(p.pre.p + k * p.pre.k + b * p.pre.b + j, count, vec);
+      pre = load_quad<T>(p.pre.p + k * p.pre.k + b * p.pre.b + j, count, split.whole);
     } else {
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) pre.v[i] = T(1);
     }
+    T d[S * S][Rows], f[S][Rows];
+    const T* decay = p.decay.p + k * p.decay.k + b * p.decay.b;
+    const T* psi = p.psi.p + k * p.psi.k + b * p.psi.b;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      T column[S];
+    for (int s = 0; s < S; ++s) {
+      for_rows(psi + s * p.psi.s, row, 1, f[s]);
 #pragma unroll
-      for (int s = 0; s < S; ++s) column[s] = e[s].v[i];
-      trace_advance<S>(x.d, x.f, pre.v[i], column);
+      for (int o = 0; o < S; ++o) for_rows(decay + s * p.decay.s + o * p.decay_from, unit, p.decay_unit, d[s * S + o]);
+    }
 #pragma unroll
-      for (int s = 0; s < S; ++s) e[s].v[i] = column[s];
+    for (int t = 0; t < Rows; ++t) {
+      T own[S * S], by[S];
+#pragma unroll
+      for (int s = 0; s < S; ++s) by[s] = f[s][t];
+#pragma unroll
+      for (int s = 0; s < S * S; ++s) own[s] = d[s][t];
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        T column[S];
+#pragma unroll
+        for (int s = 0; s < S; ++s) column[s] = e[t][s].v[i];
+        trace_advance<S>(own, by, pre.v[i], column);
+#pragma unroll
+        for (int s = 0; s < S; ++s) e[t][s].v[i] = column[s];
+      }
     }
     if (++k != p.s.commit) return;
 #pragma unroll
-    for (int s = 0; s < S; ++s) store_quad(at + s * p.trace.s, e[s], count, vec);
+    for (int t = 0; t < Rows; ++t) {
+      if (!inside(t)) break;
+#pragma unroll
+      for (int s = 0; s < S; ++s) store_quad(at(t, s), e[t][s], count, split.whole);
+    }
   }
-  __device__ __forceinline__ void contract(int64_t m, Quad<T>& sum) const {
-    T signal[S];
+  __device__ __forceinline__ void contract(int64_t m, Quad<T>* sum) const {
+    T signal[S][Rows];
 #pragma unroll
-    for (int s = 0; s < S; ++s) signal[s] = p.signal.p[m * p.signal.k + b * p.signal.b + s * p.signal.s + unit];
+    for (int s = 0; s < S; ++s) for_rows(p.signal.p + m * p.signal.k + b * p.signal.b + s * p.signal.s, unit, 1, signal[s]);
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      T x[S];
+    for (int t = 0; t < Rows; ++t) {
+      T of[S];
 #pragma unroll
-      for (int s = 0; s < S; ++s) x[s] = e[s].v[i];
-      sum.v[i] = trace_contract<S>(signal, x, sum.v[i]);
+      for (int s = 0; s < S; ++s) of[s] = signal[s][t];
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        T x[S];
+#pragma unroll
+        for (int s = 0; s < S; ++s) x[s] = e[t][s].v[i];
+        sum[t].v[i] = trace_contract<S>(of, x, sum[t].v[i]);
+      }
     }
   }
 };
 
-// The sums of the four lanes that share columns, in order, and those of the steps in order.
-template <class T, int Signals>
-__device__ __forceinline__ void add(int64_t signals, const Quad<T>* sum, int across, Quad<T>& total) {
-#pragma unroll
-  for (int m = 0; m < Signals; ++m) {
-    if (m >= signals) break;
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      T x = __shfl_sync(0xffffffffu, sum[m].v[c], across);
-#pragma unroll
-      for (int slice = 1; slice < kSlices; ++slice) x += __shfl_sync(0xffffffffu, sum[m].v[c], slice * kAcross + across);
-      total.v[c] += x;
-    }
-  }
-}
-
 template <class T, int S, int Signals>
-__device__ __forceinline__ void update(const TraceStep<T>& p, int64_t block, bool vec) {
-  const int lane = threadIdx.x % 32, across = lane % kAcross;
-  const int64_t quads = (p.s.Q + kColumns - 1) / kColumns;
-  const int64_t i = block * kBlock + static_cast<int64_t>(threadIdx.x / 32) * kAcross + across;
-  const bool inside = i < p.s.R * quads;
-  const int64_t r = inside ? i / quads : 0, j = inside ? i % quads * kColumns : 0;
-  const int count = static_cast<int>(p.s.Q - j < kColumns ? p.s.Q - j : kColumns);
-  Quad<T> sum[Signals > 0 ? Signals : 1];
+__device__ __forceinline__ void update(const TraceStep<T>& p, const Split& split, int64_t block) {
+  constexpr int kRows = kRowsOf<T, S, Signals>;
+  const int slices = split.slices, across = threadIdx.x % kAcross;
+  const int slice = threadIdx.x / kAcross % slices, group = threadIdx.x / (kAcross * slices);
+  const int64_t i = (block * (kMostSlices / slices) + group) * kAcross + across;
+  const int64_t r = i / split.quads * kRows;
+  const bool there = r < p.s.R;
+  Tile<T, S, kRows> tile(p, split, there ? r : 0, i % split.quads * kColumns);
+  Quad<T> sum[Signals > 0 ? Signals : 1][kRows];
 #pragma unroll
-  for (Quad<T>& x : sum) x = zero_quad<T>();
-  if (inside) {
-    for (int64_t b = lane / kAcross; b < p.s.B; b += kSlices) {
-      Columns<T, S> columns(p, b, r, j, count, vec);
-      for (const int64_t first = Signals > 0 ? p.s.K + 1 - p.s.signals : p.s.K; columns.k < first;) columns.step();
+  for (auto& rows : sum) {
+#pragma unroll
+    for (Quad<T>& x : rows) x = zero_quad<T>();
+  }
+  if (there) {
+    for (int64_t b = slice; b < p.s.B; b += slices) {
+      tile.read(b);
+      for (const int64_t first = Signals > 0 ? p.s.K + 1 - p.s.signals : p.s.K; tile.k < first;) tile.step();
 #pragma unroll
       for (int m = 0; m < Signals; ++m) {  // the sums are registers: their index must be known
         if (m >= p.s.signals) break;
-        if (m > 0) columns.step();
-        columns.contract(m, sum[m]);
+        if (m > 0) tile.step();
+        tile.contract(m, sum[m]);
       }
     }
   }
   if constexpr (Signals > 0) {
-    T* grad = p.grad + r * p.grad_row + j;
-    Quad<T> total = zero_quad<T>();
-    const bool writes = inside && lane < kAcross;
-    if (writes) total = load_quad<T>(grad, count, vec);
-    add<T, Signals>(p.s.signals, sum, across, total);
-    if (writes) store_quad(grad, total, count, vec);
+    // Each step's sums over the slices in order, then on to the gradient: whatever the number of steps, the same bits.
+    constexpr int kStride = kThreads + kAcross;  // against bank conflicts
+    RX_SHARED(parts, T[kRows * kColumns * kStride]);
+    const int first = threadIdx.x - slice * kAcross;
+#pragma unroll
+    for (int m = 0; m < Signals; ++m) {
+      if (m >= p.s.signals) break;
+      if (m > 0) __syncthreads();  // the sums before have been read
+#pragma unroll
+      for (int t = 0; t < kRows; ++t) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) parts[(t * kColumns + c) * kStride + threadIdx.x] = sum[m][t].v[c];
+      }
+      __syncthreads();
+      for (int t = slice; there && t < kRows; t += slices) {
+        if (r + t >= p.s.R) break;
+        T* grad = p.grad + (r + t) * p.grad_row + tile.j;
+        Quad<T> total = load_quad(grad, tile.count, split.whole);
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          const T* from = parts + (t * kColumns + c) * kStride + first;
+          T x = from[0];
+          for (int other = 1; other < slices; ++other) x += from[other * kAcross];
+          total.v[c] += x;
+        }
+        store_quad(grad, total, tile.count, split.whole);
+      }
+    }
   }
 }
 
 // Blocks that a multiprocessor should hold: as many as there are without spilling registers.
 template <class T, int S, int Signals>
 constexpr int resident() {
-  return Signals > 1 || S * sizeof(T) > 16 ? 1 : S * sizeof(T) == 4 ? 4 : 2;
+  return Signals > 1 || S * sizeof(T) > 16 ? 1 : 2;
 }
 
-// A matrix and, in the blocks from `blocks` on, its bias.
+// A matrix and, in the blocks after its own, its bias.
 template <class T>
 struct Pair {
   TraceStep<T> of[2];
-  int64_t blocks;
-  bool vec;
+  Split split[2];
 };
 template <class T, int S, int Signals>
 __global__ void __launch_bounds__(kThreads, resident<T, S, Signals>()) trace_update(const __grid_constant__ Pair<T> pair) {
-  const int bias = blockIdx.x >= pair.blocks;
-  update<T, S, Signals>(pair.of[bias], bias ? blockIdx.x - pair.blocks : blockIdx.x, pair.vec && !bias);
+  const int64_t blocks = pair.split[0].blocks;
+  if (blockIdx.x < blocks) {
+    update<T, S, Signals>(pair.of[0], pair.split[0], blockIdx.x);
+  } else {
+    update<T, S, Signals>(pair.of[1], pair.split[1], blockIdx.x - blocks);
+  }
 }
 
 // The trace of the bias as a matrix of one column.
@@ -161,28 +231,53 @@ TraceStep<T> column(const TraceStep<T>& p) {
   return c;
 }
 
-int64_t blocks_of(const TraceShape& s) {
-  return (s.R * ((s.Q + kColumns - 1) / kColumns) + kBlock - 1) / kBlock;
+// So many slices of the batch that a card is full, up to one for each row. Not by the number of steps, on which the order of
+// sums must not depend.
+int slices_of(const TraceShape& s, int64_t quads, const Limits& card) {
+  const int64_t full = static_cast<int64_t>(card.sm_count) * card.threads_per_sm / 2, tiles = (s.R + 3) / 4 * quads;
+  int slices = 1;
+  while (slices < kMostSlices && 2 * slices <= s.B && slices * tiles < full) slices *= 2;
+  return slices;
+}
+
+template <class T, int S, int Signals>
+Split split_of(const TraceStep<T>& p, const Limits& card) {
+  constexpr int kRows = kRowsOf<T, S, Signals>;
+  Split split{};
+  split.quads = (p.s.Q + kColumns - 1) / kColumns;
+  split.slices = slices_of(p.s, split.quads, card);
+  const int64_t tiles = (p.s.R + kRows - 1) / kRows * split.quads, each = kThreads / split.slices;
+  split.blocks = (tiles + each - 1) / each;
+  const auto even = [](std::initializer_list<int64_t> strides) {
+    bool all = true;
+    for (const int64_t stride : strides) all = all && stride % kColumns == 0;
+    return all;
+  };
+  split.whole = p.pre.p && whole_words(p.s.Q, p.trace.p, p.pre.p, p.grad) &&
+                even({p.trace.b, p.trace.s, p.trace_row, p.pre.k, p.pre.b, p.grad_row});
+  split.level =
+      p.decay_unit == 1 && whole_words(p.s.n, p.decay.p, p.psi.p, p.signal.p) &&
+      even({p.decay.k, p.decay.b, p.decay.s, p.decay_from, p.psi.k, p.psi.b, p.psi.s, p.signal.k, p.signal.b, p.signal.s});
+  return split;
+}
+
+template <class T, int S, int Signals>
+const char* launch(const TraceStep<T>& p, void* stream) {
+  const char* name = "trace_step";
+  const Limits card = limits();
+  Pair<T> pair{{p, column(p)}, {split_of<T, S, Signals>(p, card), {}}};
+  if (p.bias.p) pair.split[1] = split_of<T, S, Signals>(pair.of[1], card);
+  const int64_t all = pair.split[0].blocks + pair.split[1].blocks;
+  if (all == 0) return nullptr;
+  if (all > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
+  RX_LAUNCH((trace_update<T, S, Signals>), dim3(static_cast<unsigned>(all)), dim3(kThreads), 0, stream, pair);
+  return error_of(name, last_error());
 }
 
 template <class T, int S>
 const char* launch(const TraceStep<T>& p, void* stream) {
-  const char* name = "trace_step";
-  Pair<T> pair{{p, column(p)}, blocks_of(p.s), whole_words(p.s.Q, p.trace.p, p.pre.p, p.grad)};
-  const int64_t all = pair.blocks + (p.bias.p ? blocks_of(pair.of[1].s) : 0);
-  if (all == 0) return nullptr;
-  if (all > 0x7fffffff) return error_of(name, "more blocks than a grid can have");
-  const int64_t strides[] = {p.trace.b, p.trace.s, p.trace_row, p.pre.k, p.pre.b, p.grad_row};
-  for (const int64_t stride : strides) pair.vec = pair.vec && stride % kColumns == 0;
-  const dim3 grid(static_cast<unsigned>(all)), block(kThreads);
-  if (p.s.signals == 0) {
-    RX_LAUNCH((trace_update<T, S, 0>), grid, block, 0, stream, pair);
-  } else if (p.s.signals == 1) {
-    RX_LAUNCH((trace_update<T, S, 1>), grid, block, 0, stream, pair);
-  } else {
-    RX_LAUNCH((trace_update<T, S, kTraceSignals>), grid, block, 0, stream, pair);
-  }
-  return error_of(name, last_error());
+  if (p.s.signals == 0) return launch<T, S, 0>(p, stream);
+  return p.s.signals == 1 ? launch<T, S, 1>(p, stream) : launch<T, S, kTraceSignals>(p, stream);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // A step of UORO on CUDA; see uoro.h. Five launches: J s, a warp for each state; the coefficients, a block for each batch row;
-// the pass over theta of each parameter block, a warp for 128 columns of a row; and the norm. A warp whose step has a gradient
-// takes all batch rows in turn and sums them in registers; else batch rows are spread over the grid as well.
+// the pass over theta of each parameter block, a warp for 128 columns of a row; and the norm. Where the step has a gradient,
+// the warps of a block share the batch rows and add their sums in order; else batch rows are spread over the grid.
 #include "kernels/cuda/uoro.h"
 
 #include "kernels/cuda/run.h"
@@ -144,14 +144,15 @@ struct Lane {
 enum class Pass { Square, Step, Gradient };
 
 template <Pass kPass, class T>
-__global__ void __launch_bounds__(kThreads) pass(Uoro<T> p, UoroBlock<T> k, int64_t parts, bool vec) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, r = i / parts;
-  if (r >= k.R) return;
+__global__ void __launch_bounds__(kThreads) pass(Uoro<T> p, UoroBlock<T> k, int64_t parts, int slices, bool vec) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, slice = warp % slices;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kWarps / slices) + warp / slices, r = i / parts;
+  const bool there = r < k.R;
   const Lane<T> lane(i % parts, k.Q, vec);
   Quad<T> total = zero_quad<T>();
-  if (kPass == Pass::Gradient) total = lane.get(k.grad + r * k.Q);
+  const int64_t first = kPass == Pass::Gradient ? slice : blockIdx.y, every = kPass == Pass::Gradient ? slices : gridDim.y;
 #pragma unroll 4
-  for (int64_t b = blockIdx.y; b < p.B; b += gridDim.y) {
+  for (int64_t b = there ? first : p.B; b < p.B; b += every) {
     const int64_t row = b * k.R + r;
     T* theta = k.theta + row * k.Q;
     Quad<T> x = zero_quad<T>();
@@ -174,7 +175,21 @@ __global__ void __launch_bounds__(kThreads) pass(Uoro<T> p, UoroBlock<T> k, int6
       for (int c = 0; c < kEach; ++c) total.v[c] += weight * x.v[c];
     }
   }
-  if (kPass == Pass::Gradient) lane.put(k.grad + r * k.Q, total);
+  if constexpr (kPass == Pass::Gradient) {
+    RX_SHARED(shared, T[kEach * kThreads]);
+#pragma unroll
+    for (int c = 0; c < kEach; ++c) shared[c * kThreads + threadIdx.x] = total.v[c];
+    __syncthreads();
+    if (!there || slice > 0) return;
+    Quad<T> grad = lane.get(k.grad + r * k.Q);
+#pragma unroll
+    for (int c = 0; c < kEach; ++c) {
+      T sum = shared[c * kThreads + threadIdx.x];
+      for (int other = 1; other < slices; ++other) sum += shared[c * kThreads + threadIdx.x + other * kWarp];
+      grad.v[c] += sum;
+    }
+    lane.put(k.grad + r * k.Q, grad);
+  }
 }
 
 template <class T>
@@ -203,8 +218,10 @@ void passes(const Uoro<T>& p, void* stream) {
     const int64_t parts = uoro_parts(k.Q);
     const bool vec = whole_words(k.Q, k.theta, k.pre, k.grad);
     const int64_t across = kPass == Pass::Gradient ? 1 : p.B < 65535 ? p.B : 65535;
-    const dim3 grid(static_cast<unsigned>(blocks_of(k.R * parts)), static_cast<unsigned>(across));
-    RX_LAUNCH((pass<kPass, T>), grid, dim3(kThreads), 0, stream, p, k, parts, vec);
+    int slices = 1;
+    while (kPass == Pass::Gradient && slices < kWarps && 2 * slices <= p.B) slices *= 2;
+    const dim3 grid(static_cast<unsigned>(blocks_of(k.R * parts * slices)), static_cast<unsigned>(across));
+    RX_LAUNCH((pass<kPass, T>), grid, dim3(kThreads), 0, stream, p, k, parts, slices, vec);
   }
 }
 
@@ -219,7 +236,7 @@ const char* uoro_step(const Uoro<T>& p, bool known, void* stream) {
   int64_t most = p.B > blocks_of(p.B * p.S * p.n) ? p.B : blocks_of(p.B * p.S * p.n);
   for (int64_t i = 0; i < p.count; ++i) {
     const UoroBlock<T>& k = blocks.at[i] = p.blocks[i];
-    const int64_t count = blocks_of(k.R * uoro_parts(k.Q));
+    const int64_t count = blocks_of(k.R * uoro_parts(k.Q) * kWarps);
     most = count > most ? count : most;
     graded = graded || k.grad;
   }
