@@ -5,6 +5,8 @@
 #   TORCH_INDEX=URL   package index for torch alone, for example https://download.pytorch.org/whl/cpu
 #   PYTEST_ARGS=...   passed on to pytest
 #   TEST_JOBS=N       processes that run the tests; 0: in pytest's own
+#   CUDA_ARCHS=LIST   CUDA architectures of this environment's build (default: of the GPUs here, 90 where
+#                     there is none; a wheel has those of CMakeLists.txt)
 # pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are honoured.
 
 VENV ?= .venv
@@ -13,6 +15,7 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 TEST_JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 DEMO_OUT ?= demo_study
+CUDA_ARCHS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo native || echo 90)
 
 ifeq ($(VENV),none)
   BIN :=
@@ -89,7 +92,8 @@ else
 endif
 	@mkdir -p $(STAMPS) && touch $@
 
-# Editable: Python changes need nothing, a change in csrc/ recompiles what it touches.
+# Editable: Python changes need nothing, a change in csrc/ recompiles what it touches. Apart from the wheel, which is for all
+# architectures.
 $(STAMPS)/built: $(STAMPS)/requirements $(SOURCES)
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	CMAKE_ARGS="-DRTRL_EXT_CUDA_ARCHITECTURES=$(CUDA_ARCHS) $$CMAKE_ARGS" $(PY) -m pip install --quiet --no-build-isolation --no-deps -C build-dir=build/dev -e .
 	@mkdir -p $(STAMPS) && touch $@
