@@ -18,14 +18,19 @@ from .._autograd import below_autograd
 from .._refuse import refuse
 from .cells import StepCell
 from .learner import Learner, rows_of
-from .records import PARTS, Gradients, Record, Weights
+from .records import PARTS, Gradients, Record, Weights, version
 
 #: So many steps without a loss wait at most before one pass takes them up.
 MOST_WAITING = 16
 
 _SUPERSEDED = (
     "the gradient of step {step} came after the rule had been brought up to step {now}: call "
-    "backward before a later step's backward, or sum the losses of both and call it once"
+    "backward before a later step's backward, or sum the losses of both and call it once (weights "
+    "under a parametrization must not change between these steps)"
+)
+_CHANGED = (
+    "the input's weights of a layer were changed in place between step {step} and its backward, "
+    "which hands a gradient to the step's input: call backward before the optimizer's step"
 )
 _SECOND = (
     "the gradient of a streaming step has no second derivative: use sequence mode (forward) inside "
@@ -34,9 +39,16 @@ _SECOND = (
 
 
 class Alive:
-    """Belongs to a step's node in the graph and goes with it."""
+    """Belongs to a step's node in the graph and goes with it.
 
-    __slots__ = ("__weakref__",)
+    record: None once it can't be differentiated any more; an output or a loss that someone keeps
+    then holds no memory of its step.
+    """
+
+    __slots__ = ("__weakref__", "index", "record")
+
+    def __init__(self, record: Record) -> None:
+        self.index, self.record = record.index, record
 
 
 class Gate(Function):
@@ -56,9 +68,7 @@ class Gate(Function):
         grads = ctx.layer().differentiate(torch._C._current_graph_task_id())
         found = [grads.get(name) if n else None for name, n in zip(PARTS, needs, strict=True)]
         if torch.is_grad_enabled():  # create_graph
-            there = [g for g in found if g is not None]
-            refused = iter(refuse(_SECOND, there, ctx.parameters) if there else ())
-            found = [None if g is None else next(refused) for g in found]
+            found = _undifferentiable(*found, of=ctx.parameters)
         return None, *found
 
 
@@ -70,7 +80,7 @@ class Step(Function):
         ctx: Any, gate: Tensor, x: Tensor, drive: Tensor | None, layer: "LayerStream",
         record: Record,
     ) -> Tensor:  # fmt: skip
-        ctx.layer, ctx.record, ctx.alive = layer, record, Alive()
+        ctx.layer, ctx.alive = layer, Alive(record)
         ctx.save_for_backward(layer.nothing)
         ctx.set_materialize_grads(False)
         record.alive = weakref.ref(ctx.alive)
@@ -78,18 +88,34 @@ class Step(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        layer, record = ctx.layer, ctx.record
+        layer: LayerStream = ctx.layer
         ctx.saved_tensors  # noqa: B018  raises if the graph was freed
         if gy is None:
             return None, None, None, None, None
-        gy = layer.receive(record, gy, torch._C._current_graph_task_id())
+        record, gy = layer.receive(ctx.alive, gy, torch._C._current_graph_task_id())
         dx = drive = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            rows = layer.rows(record, gy)
-            w = record.weights.w_ih if record.weights.w_x is None else record.weights.w_x
-            dx = rows @ w if ctx.needs_input_grad[1] else None
+            rows, weights = layer.rows(record, gy), record.weights
+            if ctx.needs_input_grad[1]:
+                if version(weights.w_ih) != weights.version:
+                    raise RuntimeError(_CHANGED.format(step=record.index))
+                dx = rows @ (weights.w_ih if weights.w_x is None else weights.w_x)
             drive = rows if ctx.needs_input_grad[2] else None
+            if torch.is_grad_enabled():  # create_graph: no constants, though made outside the graph
+                dx, drive = _undifferentiable(dx, drive, of=[layer.nothing.clone().requires_grad_()])
         return layer.nothing, dx, drive, None, None
+
+
+def _frozen(key: tuple[Any, ...]) -> list[int]:
+    """Which parameters require gradients, see `Streaming._stream_key`."""
+    return [each & 1 for each in key]
+
+
+def _undifferentiable(*grads: Tensor | None, of: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients, whose derivatives are refused."""
+    there = [g for g in grads if g is not None]
+    refused = iter(refuse(_SECOND, there, of) if there else ())
+    return [None if g is None else next(refused) for g in grads]
 
 
 class LayerStream:
@@ -125,7 +151,11 @@ class LayerStream:
         if weights is None or weights.key != key:
             weights = self.read(self.learner is None or self.learner.keeps_weights)
             weights.key = key
-            self.weights, self.gate = weights, None
+            before, self.weights = self.weights, weights
+            # parameters that changed in place are the same to the graph: the steps of a window
+            # hang on one gate, whatever weights each had
+            if before is None or weights.derived or _frozen(before.key) != _frozen(key):
+                self.gate = None
         if not torch.is_grad_enabled():
             return
         learner = self.learner
@@ -154,7 +184,8 @@ class LayerStream:
             after, kept = self.cell.step(pre, weights, before)
         self.states = after
         y = self.cell.output(after)
-        if not grad or not (weights.wanted or x.requires_grad or
+        # a learner for parameters that are frozen for now goes on
+        if not grad or not ((self.learner and self.learner.wanted) or x.requires_grad or
                             (drive is not None and drive.requires_grad)):  # fmt: skip
             self.cut = True
             return y.clone()
@@ -191,24 +222,29 @@ class LayerStream:
         taken = self.waiting[:count]
         with below_autograd():
             grads = self.learner.advance(taken, signals)
+        over = taken[:-1] if self.last is None else [self.last, *taken[:-1]]
         self.time, self.last = taken[-1].index, taken[-1]
         del self.waiting[:count]
         for record in taken:
             record.signals.clear()
+        for record in over:
+            record.close()
         return grads
 
-    def receive(self, record: Record, gy: Tensor, task: int) -> Tensor:
-        """The gradient of a step's output has come; the learning signal, with a third factor."""
+    def receive(self, alive: Alive, gy: Tensor, task: int) -> tuple[Record, Tensor]:
+        """The gradient of a step's output has come; its record, and the learning signal, with a
+        third factor."""
         assert self.learner is not None
-        if record.index < self.time:
-            raise RuntimeError(_SUPERSEDED.format(step=record.index, now=self.time))
+        record: Record | None = alive.record
+        if record is None:
+            raise RuntimeError(_SUPERSEDED.format(step=alive.index, now=self.time))
         gy = gy.detach()
         factor = self.learner.modulator
         if factor is not None:
             now = factor[record.index - 1].to(gy)
             gy = gy * (now.unsqueeze(-1) if now.dim() == 1 else now)
         record.signals = {task: gy}  # what a backward pass left that was broken off is dropped
-        return gy
+        return record, gy
 
     def rows(self, record: Record, gy: Tensor) -> Tensor:
         """The gradient (B, G n) of a step's pre-activations by the immediate path."""
@@ -235,9 +271,8 @@ class LayerStream:
             grads = self._take_up(came[-1] + 1, signals[: came[-1] + 1])
         else:
             return {}
-        self.gate = None
         if self.weights is not None and self.weights.derived:
-            self.weights = None  # the graph that they were made by is gone
+            self.weights = self.gate = None  # the graph that they were made by is gone
         if self.mask is not None and "w_hh" in grads:
             grads["w_hh"] = torch.where(self.mask, grads["w_hh"], 0.0)
         return grads

@@ -236,7 +236,9 @@ class LRU(Streaming, nn.Module):
         units = (re.detach(), im.detach(), gamma.detach())
         w_x = both.detach()
         w_ih = units[2].repeat(2)[:, None] * w_x
-        return Weights((), tensors, w_ih, None, w_ih.new_empty(0), units, wanted, chain, w_x)
+        joined = self.B_re.is_leaf and self.B_im.is_leaf
+        none = w_ih.new_empty(0)
+        return Weights((), tensors, w_ih, None, none, units, wanted, chain, w_x, joined)
 
     def _step_units(self, wanted: frozenset[str]) -> int:
         return 2 if {"u0", "u1"} & wanted else 0
