@@ -101,8 +101,9 @@ class Step(Function):
                     raise RuntimeError(_CHANGED.format(step=record.index))
                 dx = rows @ (weights.w_ih if weights.w_x is None else weights.w_x)
             drive = rows if ctx.needs_input_grad[2] else None
-            if torch.is_grad_enabled():  # create_graph: no constants, though made outside the graph
-                dx, drive = _undifferentiable(dx, drive, of=[layer.nothing.clone().requires_grad_()])
+            if torch.is_grad_enabled():  # create_graph
+                any_leaf = layer.nothing.clone().requires_grad_()  # they are no constants
+                dx, drive = _undifferentiable(dx, drive, of=[any_leaf])
         return layer.nothing, dx, drive, None, None
 
 

@@ -170,11 +170,11 @@ class SpikingRNN(RecurrentBase):
                 units.append(None)
                 chain.append(None)
                 continue
-            with torch.enable_grad():
-                leaf = tau.detach().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = tau.detach().clone().requires_grad_()
                 value = decay(leaf, self.dt)
+                chain.append(torch.autograd.grad(value.sum(), leaf)[0])
             units.append(value.detach())
-            chain.append(torch.autograd.grad(value.sum(), leaf)[0])
         beta = given["beta"]
         units.append(None if beta is None else beta.detach())
         trained = {}

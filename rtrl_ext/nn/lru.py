@@ -221,8 +221,8 @@ class LRU(Streaming, nn.Module):
         return self.B_re
 
     def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
-        with torch.enable_grad():
-            nu_log, theta = (p.detach().requires_grad_() for p in (self.nu_log, self.theta))
+        with torch.inference_mode(False), torch.enable_grad():
+            nu_log, theta = (p.detach().clone().requires_grad_() for p in (self.nu_log, self.theta))
             lam, gamma = recurrence(nu_log, theta)
             re, im = lam.unbind(0)
             by = [

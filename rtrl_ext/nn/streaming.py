@@ -6,14 +6,23 @@ import torch
 from torch import Tensor
 
 from .. import _state
+from .._autograd import in_transform
 from .._checks import check_like, check_shape, check_size
 from .._dtypes import computed
 from .._stream.cells import StepCell
 from .._stream.layer import LayerStream
 from .._stream.learner import Learner, Setting
 from .._stream.records import PARTS, Weights
+from .._stream.saved import check_keys, load_layer
 from .._stream.sequence import Plan, Steps
-from .._stream.state import Shared, State, _load_layer
+from .._stream.state import Shared, State
+
+_SAVED = ("version", "cell", "batch_size", "steps", "rule", "seed", "layers")
+TRANSFORM = (
+    "step can't run inside torch.func's transforms (vmap, grad, jvp, ...) or forward-mode AD: its "
+    "gradients are those of a rule, summed in place; use forward, or backward and "
+    "torch.autograd.grad outside of them"
+)
 
 
 class Streaming:
@@ -60,11 +69,16 @@ class Streaming:
     # what users call
 
     def init_state(self, batch_size: int) -> State:
-        """A state at rest for `step`, with ``batch_size`` rows.
+        """A state at rest for `step`, with ``batch_size`` rows, which may be none.
 
-        Raises TypeError or ValueError unless ``batch_size`` is an int of at least 1.
+        Raises TypeError or ValueError unless ``batch_size`` is an int of at least 0, ValueError
+        where the module's weights are set by a hook of ``forward``.
         """
-        return self._new_stream(check_size("batch_size", batch_size))
+        if batch_size != 0 or isinstance(batch_size, bool | float):
+            check_size("batch_size", batch_size)
+        self._refuse_hooks()
+        with torch.inference_mode(False), torch.no_grad():  # its memory is written to later
+            return self._new_stream(batch_size)
 
     def step(self, x: Tensor, state: State, *, drive: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of all layers, under the rule in force.
@@ -94,14 +108,22 @@ class Streaming:
         shared = state._live()
         if shared.owner is not self:
             raise ValueError("state belongs to another module; expected one of this module's own")
+        if in_transform():
+            raise RuntimeError(TRANSFORM)
         key = self._stream_key(shared)
         x, dtype = self._step_input("x", x, shared, self.input_size)
         if drive is not None:
             drive, _ = self._step_input("drive", drive, shared, self._drive_size())
         if torch.is_grad_enabled():
             self._stream_rule(shared)
-        for layer in shared.layers:
-            layer.prepare(key)
+        try:
+            for layer in shared.layers:
+                layer.prepare(key)
+        except BaseException:
+            if shared.rule is None:  # what some layers have begun to learn by
+                for layer in shared.layers:
+                    layer.learner = None
+            raise
         if torch.is_grad_enabled():
             shared.rule = self.rule
         device = x.device.type
@@ -182,18 +204,29 @@ class Streaming:
     def _stream_rule(self, shared: Shared) -> None:
         """The rule in force, which must be the one that the traces are of."""
         rule = self.rule
+        if _state.exact_enabled():
+            raise RuntimeError(
+                "inside exact_gradients() gradients are those of BPTT, which has no streaming "
+                "form: use forward"
+            )
         if shared.rule is None:
-            if _state.exact_enabled():
-                raise RuntimeError(
-                    "inside exact_gradients() gradients are those of BPTT, which has no streaming "
-                    "form: use forward"
-                )
             rule.streaming(self.cell)
         elif shared.rule is not rule and shared.rule != rule:
             raise RuntimeError(
                 f"the rule was changed from {shared.rule!r} to {rule!r} since the stream began: "
                 "make a new state"
             )
+
+    def _refuse_hooks(self) -> None:
+        """ValueError where pruning or the old weight norm set a weight before each forward call."""
+        own: Any = self
+        for name in vars(self):
+            if {f"{name}_orig", f"{name}_g"} & own._parameters.keys():
+                raise ValueError(
+                    f"{name} is set by a hook of forward (torch.nn.utils.prune, weight_norm or "
+                    "spectral_norm), which step doesn't run; expected a parameter (prune.remove), "
+                    "a parametrization (torch.nn.utils.parametrizations) or the module's own mask"
+                )
 
     def _new_stream(self, batch_size: int) -> State:
         weight = self._first_weight()
@@ -262,29 +295,21 @@ class Streaming:
         return tuple(torch.stack(of_layers).to(dtype) for of_layers in zip(*each, strict=True))
 
     def _load_stream(self, shared: Shared, saved: Any) -> None:
-        if not isinstance(saved, dict) or "layers" not in saved or saved.get("version") != 1:
-            raise TypeError("state_dict: expected what state.state_dict() returned")
-        for name, expected in (("cell", self.cell), ("batch_size", shared.batch_size)):
-            if saved[name] != expected:
-                raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {expected!r}")
-        if saved["rule"] is not None and saved["rule"] != repr(self.rule):
-            raise ValueError(
-                f"state_dict: rule is {saved['rule']}; expected {self.rule!r}, the module's"
-            )
+        check_keys("it", saved, _SAVED)
+        expected = {"version": 1, "cell": self.cell, "batch_size": shared.batch_size}
+        expected["rule"] = None if saved["rule"] is None else repr(self.rule)
+        for name, value in expected.items():
+            if saved[name] != value:
+                raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {value!r}")
         if len(saved["layers"]) != self.num_layers:
             came = len(saved["layers"])
             raise ValueError(f"state_dict: has {came} layers; expected {self.num_layers}")
-        for mine, theirs in zip(shared.layers, saved["layers"], strict=True):
-            for a, b in zip(mine.states, theirs["states"], strict=True):
-                if a.shape != b.shape:
-                    raise ValueError(
-                        f"state_dict: a state has shape {tuple(b.shape)}; expected {tuple(a.shape)}"
-                    )
-        fresh = self._new_stream(shared.batch_size)._shared
-        fresh.rule = None if saved["rule"] is None else self.rule
-        for mine, theirs in zip(fresh.layers, saved["layers"], strict=True):
-            _load_layer(mine, theirs)
-        shared.layers[:] = fresh.layers
-        shared.rule, shared.steps = fresh.rule, saved["steps"]
-        if saved["seed"] is not None:
-            shared.seed = torch.tensor(saved["seed"], device=self._first_weight().device)
+        with torch.inference_mode(False), torch.no_grad():
+            fresh = self._new_stream(shared.batch_size)._shared
+            for i, (mine, theirs) in enumerate(zip(fresh.layers, saved["layers"], strict=True)):
+                load_layer(mine, theirs, self.hidden_size if i else self.input_size)
+            if saved["seed"] is not None:
+                fresh.seed = torch.tensor(saved["seed"], device=self._first_weight().device)
+        shared.layers[:], shared.seed = fresh.layers, fresh.seed
+        shared.rule = None if saved["rule"] is None else self.rule
+        shared.steps = saved["steps"]
