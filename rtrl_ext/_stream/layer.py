@@ -58,17 +58,17 @@ class Gate(Function):
     def forward(ctx: Any, layer: "LayerStream", *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
         # the layer holds its gate; the steps, as long as a loss may come, hold the layer
         ctx.layer = weakref.ref(layer)
-        ctx.parameters = [p for p in parameters if p is not None and p.requires_grad]
         ctx.set_materialize_grads(False)
         return layer.like.new_zeros(0)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         needs = ctx.needs_input_grad[1:]
-        grads = ctx.layer().differentiate(torch._C._current_graph_task_id())
+        layer: LayerStream = ctx.layer()
+        grads = layer.differentiate(torch._C._current_graph_task_id())
         found = [grads.get(name) if n else None for name, n in zip(PARTS, needs, strict=True)]
-        if torch.is_grad_enabled():  # create_graph
-            found = _undifferentiable(*found, of=ctx.parameters)
+        if torch.is_grad_enabled() and layer.last is not None:  # create_graph
+            found = _undifferentiable(*found, weights=layer.last.weights)
         return None, *found
 
 
@@ -102,8 +102,7 @@ class Step(Function):
                 dx = rows @ (weights.w_ih if weights.w_x is None else weights.w_x)
             drive = rows if ctx.needs_input_grad[2] else None
             if torch.is_grad_enabled():  # create_graph
-                any_leaf = layer.nothing.clone().requires_grad_()  # they are no constants
-                dx, drive = _undifferentiable(dx, drive, of=[any_leaf])
+                dx, drive = _undifferentiable(dx, drive, weights=weights)
         return layer.nothing, dx, drive, None, None
 
 
@@ -112,9 +111,11 @@ def _frozen(key: tuple[Any, ...]) -> list[int]:
     return [each & 1 for each in key]
 
 
-def _undifferentiable(*grads: Tensor | None, of: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradients, whose derivatives are refused."""
+def _undifferentiable(*grads: Tensor | None, weights: Weights) -> list[Tensor | None]:
+    """The gradients, no constants, whose derivatives are refused."""
     there = [g for g in grads if g is not None]
+    of = [t for t in weights.tensors.values() if t is not None and t.requires_grad]
+    of = of or [weights.w_ih.detach().requires_grad_()]
     refused = iter(refuse(_SECOND, there, of) if there else ())
     return [None if g is None else next(refused) for g in grads]
 

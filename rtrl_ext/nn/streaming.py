@@ -74,8 +74,7 @@ class Streaming:
         Raises TypeError or ValueError unless ``batch_size`` is an int of at least 0, ValueError
         where the module's weights are set by a hook of ``forward``.
         """
-        if batch_size != 0 or isinstance(batch_size, bool | float):
-            check_size("batch_size", batch_size)
+        check_size("batch_size", batch_size, least=0)
         self._refuse_hooks()
         with torch.inference_mode(False), torch.no_grad():  # its memory is written to later
             return self._new_stream(batch_size)
