@@ -146,19 +146,23 @@ class LayerStream:
         self.fresh: Tensor | None = None  # rows whose past is dropped before the next step
         self.cut = False  # all of them
         self.nothing = like.new_zeros(0)
+        # whether parameters may have changed unseen: ``p.data -= ...`` leaves versions as they are
+        self.doubtful = False
+        self.borrows = False  # whether inputs are the caller's, who may write into them
 
     def prepare(self, key: tuple[Any, ...]) -> None:
         """Before a step: the parameters as they now are. ``key`` changes whenever they do."""
-        weights = self.weights
-        if weights is None or weights.key != key:
-            weights = self.read(self.learner is None or self.learner.keeps_weights)
+        weights, grad = self.weights, torch.is_grad_enabled()
+        if weights is None or weights.key != key or self.doubtful:
+            self.doubtful = not grad  # a target network may be written to at any time
+            weights = self.read(grad and (self.learner is None or self.learner.keeps_weights))
             weights.key = key
             before, self.weights = self.weights, weights
             # parameters that changed in place are the same to the graph: the steps of a window
             # hang on one gate, whatever weights each had
             if before is None or weights.derived or _frozen(before.key) != _frozen(key):
                 self.gate = None
-        if not torch.is_grad_enabled():
+        if not grad:
             return
         learner = self.learner
         if learner is None:
@@ -191,7 +195,8 @@ class LayerStream:
                             (drive is not None and drive.requires_grad)):  # fmt: skip
             self.cut = True
             return y.clone()
-        record = Record(self.index, x.detach(), before, after, kept, weights, self._starting())
+        own = x.detach().clone() if self.borrows else x.detach()
+        record = Record(self.index, own, before, after, kept, weights, self._starting())
         assert self.learner is not None
         if self.learner.keeps_pre:
             record.pre = pre
@@ -273,6 +278,7 @@ class LayerStream:
             grads = self._take_up(came[-1] + 1, signals[: came[-1] + 1])
         else:
             return {}
+        self.doubtful = True
         if self.weights is not None and self.weights.derived:
             self.weights = self.gate = None  # the graph that they were made by is gone
         if self.mask is not None and "w_hh" in grads:

@@ -184,13 +184,13 @@ class Streaming:
                 "parameters or constants of the module were replaced since init_state: make a new "
                 "state (changes in place, such as an optimizer's, are what a stream expects)"
             )
-        key = tuple([t._version * 2 + t.requires_grad for t in now])
-        if key[shared.parameters :] != shared.constants:
+        key = [t._version * 2 + t.requires_grad for t in now]
+        if tuple(key[shared.parameters :]) != shared.constants:
             raise RuntimeError(
                 "a constant of the module (leak, time constants, mask) was changed since "
                 "init_state: make a new state"
             )
-        return key
+        return (*key, *[t.data_ptr() for t in now[: shared.parameters]])  # p.data = ...
 
     def _watched(self) -> tuple[Tensor, ...]:
         module: Any = self
@@ -250,6 +250,7 @@ class Streaming:
             layers.append(
                 LayerStream(cell, batch_size, self.hidden_size, like, read, make, self._step_mask())
             )
+        layers[0].borrows = True
         shared.watched = self._watched()
         constants = [t for t in self._buffers.values() if t is not None]  # type: ignore[attr-defined]
         shared.parameters = len(shared.watched) - len(constants)
