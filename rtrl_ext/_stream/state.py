@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from .layer import LayerStream
-from .saved import layer_dict
+from .saved import check_keys, layer_dict, load_layer
 
 _SPENT = (
     "this state was consumed by a later step, which returned its successor: go on from that one "
     "(copy.deepcopy(state) before a step keeps a branch)"
 )
+
+
+_SAVED = ("version", "cell", "batch_size", "steps", "rule", "seed", "layers")
 
 
 class Shared:
@@ -113,7 +116,7 @@ class State:
         ValueError otherwise, TypeError for what is no state dict; nothing is changed then.
         """
         shared = self._live()
-        shared.owner._load_stream(shared, state_dict)
+        _load(shared, state_dict)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
@@ -124,8 +127,8 @@ class State:
                 "a state that is an attribute of its own module can't be copied with it: keep it "
                 "beside the module"
             )
-        branch: State = owner.init_state(old.batch_size)
-        owner._load_stream(branch._shared, self.state_dict())
+        branch: State = owner._new_stream(old.batch_size)
+        _load(branch._shared, self.state_dict())
         branch._shared.rule = old.rule
         memo[id(self)] = branch
         return branch
@@ -140,3 +143,37 @@ class State:
         spent = ", consumed" if self._serial != shared.serial else ""
         about = f"{shared.owner.cell}, batch_size={shared.batch_size}, steps={shared.steps}"
         return f"State({about}{spent})"
+
+
+def _load(shared: Shared, saved: Any) -> None:
+    """Put what `State.state_dict` gave in place; nothing is changed by an error."""
+    owner = shared.owner
+    check_keys("it", saved, _SAVED)
+    expected = {"version": 1, "cell": owner.cell, "batch_size": shared.batch_size}
+    expected["rule"] = None if saved["rule"] is None else repr(owner.rule)
+    for name, value in expected.items():
+        if saved[name] != value:
+            raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {value!r}")
+    if len(saved["layers"]) != owner.num_layers:
+        came = len(saved["layers"])
+        raise ValueError(f"state_dict: has {came} layers; expected {owner.num_layers}")
+    fresh: Shared = owner._new_stream(shared.batch_size)._shared
+    with torch.inference_mode(False), torch.no_grad():
+        for i, (mine, theirs) in enumerate(zip(fresh.layers, saved["layers"], strict=True)):
+            load_layer(mine, theirs, owner.hidden_size if i else owner.input_size)
+        if saved["seed"] is not None:
+            fresh.seed = torch.tensor(saved["seed"], device=fresh.layers[0].like.device)
+    shared.layers[:], shared.seed = fresh.layers, fresh.seed
+    shared.rule = None if saved["rule"] is None else owner.rule
+    shared.steps = saved["steps"]
+
+
+def refuse_hooks(module: Any) -> None:
+    """ValueError where pruning or the old weight norm set a weight before each forward call."""
+    for name in vars(module):
+        if {f"{name}_orig", f"{name}_g"} & module._parameters.keys():
+            raise ValueError(
+                f"{name} is set by a hook of forward (torch.nn.utils.prune, weight_norm or "
+                "spectral_norm), which step doesn't run; expected a parameter (prune.remove), a "
+                "parametrization (torch.nn.utils.parametrizations) or the module's own mask"
+            )

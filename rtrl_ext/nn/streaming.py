@@ -13,11 +13,9 @@ from .._stream.cells import StepCell
 from .._stream.layer import LayerStream
 from .._stream.learner import Learner, Setting
 from .._stream.records import PARTS, Weights
-from .._stream.saved import check_keys, load_layer
 from .._stream.sequence import Plan, Steps
-from .._stream.state import Shared, State
+from .._stream.state import Shared, State, refuse_hooks
 
-_SAVED = ("version", "cell", "batch_size", "steps", "rule", "seed", "layers")
 TRANSFORM = (
     "step can't run inside torch.func's transforms (vmap, grad, jvp, ...) or forward-mode AD: its "
     "gradients are those of a rule, summed in place; use forward, or backward and "
@@ -75,9 +73,10 @@ class Streaming:
         where the module's weights are set by a hook of ``forward``.
         """
         check_size("batch_size", batch_size, least=0)
-        self._refuse_hooks()
-        with torch.inference_mode(False), torch.no_grad():  # its memory is written to later
-            return self._new_stream(batch_size)
+        refuse_hooks(self)
+        state = self._new_stream(batch_size)
+        state._shared.seed = self._step_seed(self._first_weight().device)
+        return state
 
     def step(self, x: Tensor, state: State, *, drive: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of all layers, under the rule in force.
@@ -216,18 +215,10 @@ class Streaming:
                 "make a new state"
             )
 
-    def _refuse_hooks(self) -> None:
-        """ValueError where pruning or the old weight norm set a weight before each forward call."""
-        own: Any = self
-        for name in vars(self):
-            if {f"{name}_orig", f"{name}_g"} & own._parameters.keys():
-                raise ValueError(
-                    f"{name} is set by a hook of forward (torch.nn.utils.prune, weight_norm or "
-                    "spectral_norm), which step doesn't run; expected a parameter (prune.remove), "
-                    "a parametrization (torch.nn.utils.parametrizations) or the module's own mask"
-                )
-
+    @torch.inference_mode(False)  # its memory is written to later
+    @torch.no_grad()
     def _new_stream(self, batch_size: int) -> State:
+        """A state at rest, without a seed of noise."""
         weight = self._first_weight()
         like = weight.detach().new_empty(0, dtype=computed(weight.dtype))
         layers: list[LayerStream] = []
@@ -255,7 +246,6 @@ class Streaming:
         constants = [t for t in self._buffers.values() if t is not None]  # type: ignore[attr-defined]
         shared.parameters = len(shared.watched) - len(constants)
         shared.constants = tuple([t._version * 2 + t.requires_grad for t in constants])
-        shared.seed = self._step_seed(weight.device)
         return State(shared)
 
     def _forward_mode(
@@ -293,23 +283,3 @@ class Streaming:
         dtype = self._first_weight().dtype
         each = [layer.cell.public(layer.states) for layer in layers]
         return tuple(torch.stack(of_layers).to(dtype) for of_layers in zip(*each, strict=True))
-
-    def _load_stream(self, shared: Shared, saved: Any) -> None:
-        check_keys("it", saved, _SAVED)
-        expected = {"version": 1, "cell": self.cell, "batch_size": shared.batch_size}
-        expected["rule"] = None if saved["rule"] is None else repr(self.rule)
-        for name, value in expected.items():
-            if saved[name] != value:
-                raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {value!r}")
-        if len(saved["layers"]) != self.num_layers:
-            came = len(saved["layers"])
-            raise ValueError(f"state_dict: has {came} layers; expected {self.num_layers}")
-        with torch.inference_mode(False), torch.no_grad():
-            fresh = self._new_stream(shared.batch_size)._shared
-            for i, (mine, theirs) in enumerate(zip(fresh.layers, saved["layers"], strict=True)):
-                load_layer(mine, theirs, self.hidden_size if i else self.input_size)
-            if saved["seed"] is not None:
-                fresh.seed = torch.tensor(saved["seed"], device=self._first_weight().device)
-        shared.layers[:], shared.seed = fresh.layers, fresh.seed
-        shared.rule = None if saved["rule"] is None else self.rule
-        shared.steps = saved["steps"]
