@@ -154,6 +154,10 @@ def _load(shared: Shared, saved: Any) -> None:
     for name, value in expected.items():
         if saved[name] != value:
             raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {value!r}")
+    if not isinstance(saved["layers"], list):
+        raise TypeError(
+            f"state_dict: layers is a {type(saved['layers']).__name__}; expected a list"
+        )
     if len(saved["layers"]) != owner.num_layers:
         came = len(saved["layers"])
         raise ValueError(f"state_dict: has {came} layers; expected {owner.num_layers}")
