@@ -1,4 +1,4 @@
-"""Streams without gradients or rows; parameters and inputs that are written to behind their back."""
+"""Streams without gradients, without rows; parameters and inputs that are written to unseen."""
 
 import copy
 
@@ -7,6 +7,8 @@ import torch
 from streams import CELLS, B, M, N, gradients, network, operands, sequence, worst
 
 import rtrl_ext as rx
+from rtrl_ext._alif_layer import decay, decay_and_slope
+from rtrl_ext._lru_layer import recurrence, slopes
 from rtrl_ext.rules import DNI, RTRL, TBPTT, EProp, KeRNL, Rule, SnAp1
 
 ONE_OF_EACH = ["rate", "voltage", "GRU", "LSTM", "ALIF", "LIF", "LRU"]
@@ -131,3 +133,24 @@ def test_input_buffers_may_be_written_to_again(window):
             sum(losses).backward()
         assert worst(gradients(net), expected) < 1e-12
         assert any(g.any() for g in expected.values())
+
+
+def test_derivatives_of_constants():
+    """Written out, for they are needed at every step: against autograd, beyond the limits too."""
+    tau = torch.tensor([0.01, 0.05, 1.0, 20.0, 300.0], dtype=torch.float64, requires_grad=True)
+    expected = decay(tau, 1.0)
+    value, slope = decay_and_slope(tau, 1.0)
+    assert torch.equal(value, expected)
+    (by_tau,) = torch.autograd.grad(expected.sum(), tau)
+    assert torch.allclose(slope, by_tau, rtol=1e-13)
+    nu = torch.tensor([-900.0, -5.0, 0.0, 1.0, 900.0], dtype=torch.float64, requires_grad=True)
+    theta = torch.linspace(0.1, 3.0, 5, dtype=torch.float64, requires_grad=True)
+    lam, gamma = recurrence(nu, theta)
+    found = slopes(nu.detach(), lam.detach(), gamma.detach())
+    for made, (of, by) in zip(
+        found,
+        ((lam[0], nu), (lam[1], nu), (lam[0], theta), (lam[1], theta), (gamma, nu)),
+        strict=True,
+    ):
+        (g,) = torch.autograd.grad(of.sum(), by, retain_graph=True)
+        assert torch.allclose(made, g, rtol=1e-12, atol=1e-300)
