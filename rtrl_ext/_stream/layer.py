@@ -1,9 +1,9 @@
 """One layer of a stream: its states, the steps its rule has still to take up, and the graph.
 
-Every recorded step is a node of autograd's graph, and all nodes since the rule was last brought up
-to date hang on one other, the gate, which stands for the parameters. A backward pass leaves the
-gradient of each output with its step; when all have come, the gate runs, and one pass over the
-rule's memory gives the gradients of the parameters.
+Every recorded step is a node of autograd's graph, and all of them hang on one other, the gate,
+which stands for the parameters (derived ones have a new gate whenever they are made anew). A
+backward pass leaves the gradient of each output with its step; when all have come, the gate runs,
+and one pass over the rule's memory gives the gradients of the parameters.
 """
 
 import weakref
@@ -52,7 +52,7 @@ class Alive:
 
 
 class Gate(Function):
-    """The parameters of a layer, for the steps since its rule was last brought up to date."""
+    """The parameters of a layer, for all steps."""
 
     @staticmethod
     def forward(ctx: Any, layer: "LayerStream", *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
