@@ -89,6 +89,13 @@ def decay(tau: Tensor, dt: float) -> Tensor:
     return torch.exp(-dt / (low + (tau - tau.detach())))
 
 
+def decay_and_slope(tau: Tensor, dt: float) -> tuple[Tensor, Tensor]:
+    """`decay` and its derivative by τ, both constants."""
+    low = tau.detach().clamp(min=SMALLEST_TAU * dt)
+    value = torch.exp(-dt / low)
+    return value, value * (dt / low.square())
+
+
 def first_spikes(
     v: Tensor,
     a: Tensor | None,

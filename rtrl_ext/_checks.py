@@ -81,12 +81,12 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def check_size(name: str, value: Any) -> int:
-    """A positive int: TypeError or ValueError."""
+def check_size(name: str, value: Any, least: int = 1) -> int:
+    """An int of at least ``least``: TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected at least 1")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
     return value
 
 

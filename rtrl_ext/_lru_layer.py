@@ -31,6 +31,15 @@ def recurrence(nu_log: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return lam, torch.sqrt(-torch.expm1(-2 * decay))
 
 
+def slopes(nu_log: Tensor, lam: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives (n,) of λ (re, im) by nu_log and by theta, and of γ by nu_log, from the results
+    of `recurrence`; all constants."""
+    inside = nu_log.clamp(*_RANGE[nu_log.dtype])
+    re, im = lam
+    rate = torch.where(inside == nu_log, torch.exp(inside), 0.0)
+    return -rate * re, -rate * im, -im, re, rate * (re.square() + im.square()) / gamma
+
+
 def check_complex(h0: Tensor, like: Tensor) -> None:
     """TypeError if ``h0`` isn't of the complex dtype that goes with ``like``."""
     expected = torch.complex128 if like.dtype == torch.float64 else torch.complex64

@@ -167,3 +167,56 @@ def test_masked_gates():
     assert verify(single, rules.SnAp(4), seq_len=9).passed
     alone = rx.GRU(3, 5, mask=torch.eye(5).bool())
     assert verify(alone, "snap1").total.passed is None and verify(alone, "snap1").total.error < 1e-9
+
+
+TAUGHT = [
+    ("rate", rx.LeakyRNN, {"leak": 0.3}, "EProp"),
+    ("voltage", rx.LeakyRNN, {"leak": 0.3, "form": "voltage"}, "EProp"),
+    ("leaks, trained", rx.LeakyRNN, {"leak": 0.4, "learn_leak": True, "num_layers": 2}, "EProp"),
+    ("GRU", rx.GRU, {"num_layers": 2}, "Immediate"),
+    ("ALIF", rx.ALIF, {"tau_v": 5.0, "v_th": 0.3}, "Immediate"),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "same"), [t[1:] for t in TAUGHT], ids=[t[0] for t in TAUGHT]
+)
+def test_rules_without_sequence_mode_that_learn_nothing(cls, options, same, monkeypatch):
+    """They are another rule, and a broken one is found."""
+    torch.manual_seed(1)
+    net = cls(3, 5, **options)
+    fixed = rules.KeRNL("identity", decay_rate=0) if same == "EProp" else rules.DNI(rate=0)
+    found = verify(net, fixed, seq_len=9, batch_size=2)
+    assert found.mode == "streaming" and found.law_rule == f"{same}()"
+    assert found.law < 1e-12 and found.total.expected == "biased" and found.passed
+    assert "in streaming mode, 9 steps" in str(found) and f"of {same}()" in str(found)
+    assert json.loads(json.dumps(found.to_dict()))["law_rule"] == f"{same}()"
+    other = verify(net, same.lower(), seq_len=9, batch_size=2)
+    if getattr(net, "num_layers", 1) == 1 or same == "Immediate":
+        for name, block in other.blocks.items():
+            assert found.blocks[name].error == pytest.approx(block.error, rel=1e-6)
+    make = type(fixed).learner
+
+    def broken(self, setting):
+        learner = make(self, setting)
+        advance = learner.advance
+        learner.advance = lambda *args: {k: 1.001 * g for k, g in advance(*args).items()}
+        return learner
+
+    monkeypatch.setattr(type(fixed), "learner", broken)
+    wrong = verify(net, fixed, seq_len=9, batch_size=2)
+    assert wrong.law == pytest.approx(1e-3, rel=1e-3) and not wrong.passed
+
+
+@pytest.mark.parametrize("rule", [rules.KeRNL(seed=1), rules.DNI()], ids=repr)
+def test_rules_that_learn_have_no_verdict(rule):
+    torch.manual_seed(1)
+    net = rx.GRU(3, 5)
+    found = verify(net, rule, seq_len=9)
+    assert found.mode == "streaming" and found.law is None and found.passed is None
+    assert found.law_reason == "the rule has no sequence mode"
+    assert 1e-2 < found.total.error < 1.5
+    several = verify(net, rules.KeRNL(seed=1), seq_len=9, seeds=2)
+    assert several.seeds == 2 and several.total.error != found.total.error
+    with pytest.raises(ValueError, match="seeds is 2; expected 1"):
+        verify(net, rules.DNI(), seeds=2)

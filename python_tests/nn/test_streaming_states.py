@@ -191,7 +191,7 @@ def test_wrong_arguments():
     x, _ = operands(1)
     state = net.init_state(B)
     for call, error, words in (
-        (lambda: net.init_state(0), ValueError, "batch_size is 0"),
+        (lambda: net.init_state(-1), ValueError, "batch_size is -1; expected at least 0"),
         (lambda: net.init_state(2.0), TypeError, "batch_size is a float"),
         (lambda: net.step(x[0], None), TypeError, "state is a NoneType"),
         (lambda: net.step(x[0, :1], state), ValueError, r"x has shape \(1, 3\); expected \(2, 3\)"),
@@ -201,7 +201,7 @@ def test_wrong_arguments():
         (lambda: state.reset([True, False]), TypeError, "mask is a list"),
         (lambda: state.reset(torch.zeros(B)), TypeError, "mask has dtype torch.float32"),
         (lambda: state.reset(torch.zeros(3).bool()), ValueError, r"mask has shape \(3,\)"),
-        (lambda: state.load_state_dict([]), TypeError, "state_dict: expected what"),
+        (lambda: state.load_state_dict([]), TypeError, "state_dict: it is a list; expected a dict"),
         (lambda: network("rate", "eprop").step(x[0], state), ValueError, "another module"),
         (lambda: state.load_state_dict(network("GRU", "eprop").init_state(B).state_dict()),
          ValueError, "cell is 'GRU'; expected 'LeakyRNN'"),

@@ -130,17 +130,17 @@ def shaped(
     """Factors from, for every seeded state: delta (1, 1, K B, parts n), derivatives (1, K B, n) by
     the states before, derivatives (..., K B, n) by per-unit constants."""
     k, b = len(records), records[0].x.shape[0]
-    rows = [delta.reshape(k, b, -1) for delta, _, _ in each]
+    rows = [delta.reshape(k, b, delta.shape[-1]) for delta, _, _ in each]  # B may be 0
     psi = rows[0].unsqueeze(2) if len(rows) == 1 else torch.stack(rows, 2)
     decay = units = None
     by_state = [d for _, d, _ in each if d is not None]
     if by_state:
-        flat = [x.reshape(k, b, -1) for row in by_state for x in row]
+        flat = [x.reshape(k, b, x.shape[-1]) for row in by_state for x in row]
         decay = torch.stack(flat, 2) if len(flat) > 1 else flat[0].unsqueeze(2)
-        decay = decay.reshape(k, b, len(each), len(each), -1)
+        decay = decay.reshape(k, b, len(each), len(each), decay.shape[-1])
     if each[0][2]:
-        flat = [x.reshape(k, b, -1) for _, _, row in each for x in row]
-        units = torch.stack(flat, 2).reshape(k, b, len(each), len(each[0][2]), -1)
+        flat = [x.reshape(k, b, x.shape[-1]) for _, _, row in each for x in row]
+        units = torch.stack(flat, 2).unflatten(2, (len(each), len(each[0][2])))
     return Factors(psi, decay, units)
 
 

@@ -53,7 +53,8 @@ class Dni(Learner):
         grads: Gradients = {}
         for record, signal in zip(records, signals, strict=True):
             size = 1 + now["before"].square().sum(1, keepdim=True)
-            error = (now["target"] - now["before"] @ now["a"].t()) * (self.rate / len(size)) / size
+            rate = self.rate / max(1, len(size))
+            error = (now["target"] - now["before"] @ now["a"].t()) * rate / size
             now["a"] = torch.addmm(now["a"], error.t(), now["before"])
             now["before"], now["last"] = now["last"], self._features(record, signal)
             made, now["target"] = self._through(record, signal, now["last"] @ now["a"].t())

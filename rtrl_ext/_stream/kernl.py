@@ -137,13 +137,13 @@ class Kernl(Traces):
         told = omega if beta is None else omega @ beta.t()
         error = (copy - end) / how.noise - told
         if beta is not None:
-            scale = how.rate / (s.batch * (1 + omega.square().sum(1, keepdim=True)))
+            scale = how.rate / (max(1, s.batch) * (1 + omega.square().sum(1, keepdim=True)))
             now["beta"] = beta + (scale * error).t() @ omega
         if how.decay_rate:
             through, size = error, gamma.square()
             if beta is not None:
                 through, size = error @ beta, size * beta.square().sum(0)
             scale = how.decay_rate / (1 + size.sum(1, keepdim=True))
-            changed = alpha + (scale * through * gamma).mean(0)
+            changed = alpha + (scale * through * gamma).sum(0) / max(1, s.batch)
             now["alpha"] = changed.clamp(0.0, LONGEST)
         now |= {"copy": copy, "omega": omega, "gamma": gamma}

@@ -1,9 +1,9 @@
 """One layer of a stream: its states, the steps its rule has still to take up, and the graph.
 
-Every recorded step is a node of autograd's graph, and all nodes since the rule was last brought up
-to date hang on one other, the gate, which stands for the parameters. A backward pass leaves the
-gradient of each output with its step; when all have come, the gate runs, and one pass over the
-rule's memory gives the gradients of the parameters.
+Every recorded step is a node of autograd's graph, and all of them hang on one other, the gate,
+which stands for the parameters (derived ones have a new gate whenever they are made anew). A
+backward pass leaves the gradient of each output with its step; when all have come, the gate runs,
+and one pass over the rule's memory gives the gradients of the parameters.
 """
 
 import weakref
@@ -18,14 +18,19 @@ from .._autograd import below_autograd
 from .._refuse import refuse
 from .cells import StepCell
 from .learner import Learner, rows_of
-from .records import PARTS, Gradients, Record, Weights
+from .records import PARTS, Gradients, Record, Weights, version
 
 #: So many steps without a loss wait at most before one pass takes them up.
 MOST_WAITING = 16
 
 _SUPERSEDED = (
     "the gradient of step {step} came after the rule had been brought up to step {now}: call "
-    "backward before a later step's backward, or sum the losses of both and call it once"
+    "backward before a later step's backward, or sum the losses of both and call it once (weights "
+    "under a parametrization must not change between these steps)"
+)
+_CHANGED = (
+    "the input's weights of a layer were changed in place between step {step} and its backward, "
+    "which hands a gradient to the step's input: call backward before the optimizer's step"
 )
 _SECOND = (
     "the gradient of a streaming step has no second derivative: use sequence mode (forward) inside "
@@ -34,31 +39,36 @@ _SECOND = (
 
 
 class Alive:
-    """Belongs to a step's node in the graph and goes with it."""
+    """Belongs to a step's node in the graph and goes with it.
 
-    __slots__ = ("__weakref__",)
+    record: None once it can't be differentiated any more; an output or a loss that someone keeps
+    then holds no memory of its step.
+    """
+
+    __slots__ = ("__weakref__", "index", "record")
+
+    def __init__(self, record: Record) -> None:
+        self.index, self.record = record.index, record
 
 
 class Gate(Function):
-    """The parameters of a layer, for the steps since its rule was last brought up to date."""
+    """The parameters of a layer, for all steps."""
 
     @staticmethod
     def forward(ctx: Any, layer: "LayerStream", *parameters: Tensor | None) -> Tensor:  # type: ignore[override]
         # the layer holds its gate; the steps, as long as a loss may come, hold the layer
         ctx.layer = weakref.ref(layer)
-        ctx.parameters = [p for p in parameters if p is not None and p.requires_grad]
         ctx.set_materialize_grads(False)
         return layer.like.new_zeros(0)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         needs = ctx.needs_input_grad[1:]
-        grads = ctx.layer().differentiate(torch._C._current_graph_task_id())
+        layer: LayerStream = ctx.layer()
+        grads = layer.differentiate(torch._C._current_graph_task_id())
         found = [grads.get(name) if n else None for name, n in zip(PARTS, needs, strict=True)]
-        if torch.is_grad_enabled():  # create_graph
-            there = [g for g in found if g is not None]
-            refused = iter(refuse(_SECOND, there, ctx.parameters) if there else ())
-            found = [None if g is None else next(refused) for g in found]
+        if torch.is_grad_enabled() and layer.last is not None:  # create_graph
+            found = _undifferentiable(*found, weights=layer.last.weights)
         return None, *found
 
 
@@ -70,7 +80,7 @@ class Step(Function):
         ctx: Any, gate: Tensor, x: Tensor, drive: Tensor | None, layer: "LayerStream",
         record: Record,
     ) -> Tensor:  # fmt: skip
-        ctx.layer, ctx.record, ctx.alive = layer, record, Alive()
+        ctx.layer, ctx.alive = layer, Alive(record)
         ctx.save_for_backward(layer.nothing)
         ctx.set_materialize_grads(False)
         record.alive = weakref.ref(ctx.alive)
@@ -78,18 +88,36 @@ class Step(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        layer, record = ctx.layer, ctx.record
+        layer: LayerStream = ctx.layer
         ctx.saved_tensors  # noqa: B018  raises if the graph was freed
         if gy is None:
             return None, None, None, None, None
-        gy = layer.receive(record, gy, torch._C._current_graph_task_id())
+        record, gy = layer.receive(ctx.alive, gy, torch._C._current_graph_task_id())
         dx = drive = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            rows = layer.rows(record, gy)
-            w = record.weights.w_ih if record.weights.w_x is None else record.weights.w_x
-            dx = rows @ w if ctx.needs_input_grad[1] else None
+            rows, weights = layer.rows(record, gy), record.weights
+            if ctx.needs_input_grad[1]:
+                if version(weights.w_ih) != weights.version:
+                    raise RuntimeError(_CHANGED.format(step=record.index))
+                dx = rows @ (weights.w_ih if weights.w_x is None else weights.w_x)
             drive = rows if ctx.needs_input_grad[2] else None
+            if torch.is_grad_enabled():  # create_graph
+                dx, drive = _undifferentiable(dx, drive, weights=weights)
         return layer.nothing, dx, drive, None, None
+
+
+def _frozen(key: tuple[Any, ...]) -> list[int]:
+    """Which parameters require gradients, see `Streaming._stream_key`."""
+    return [each & 1 for each in key]
+
+
+def _undifferentiable(*grads: Tensor | None, weights: Weights) -> list[Tensor | None]:
+    """The gradients, no constants, whose derivatives are refused."""
+    there = [g for g in grads if g is not None]
+    of = [t for t in weights.tensors.values() if t is not None and t.requires_grad]
+    of = of or [weights.w_ih.detach().requires_grad_()]
+    refused = iter(refuse(_SECOND, there, of) if there else ())
+    return [None if g is None else next(refused) for g in grads]
 
 
 class LayerStream:
@@ -118,15 +146,23 @@ class LayerStream:
         self.fresh: Tensor | None = None  # rows whose past is dropped before the next step
         self.cut = False  # all of them
         self.nothing = like.new_zeros(0)
+        # whether parameters may have changed unseen: ``p.data -= ...`` leaves versions as they are
+        self.doubtful = False
+        self.borrows = False  # whether inputs are the caller's, who may write into them
 
     def prepare(self, key: tuple[Any, ...]) -> None:
         """Before a step: the parameters as they now are. ``key`` changes whenever they do."""
-        weights = self.weights
-        if weights is None or weights.key != key:
-            weights = self.read(self.learner is None or self.learner.keeps_weights)
+        weights, grad = self.weights, torch.is_grad_enabled()
+        if weights is None or weights.key != key or self.doubtful:
+            self.doubtful = not grad  # a target network may be written to at any time
+            weights = self.read(grad and (self.learner is None or self.learner.keeps_weights))
             weights.key = key
-            self.weights, self.gate = weights, None
-        if not torch.is_grad_enabled():
+            before, self.weights = self.weights, weights
+            # parameters that changed in place are the same to the graph: the steps of a window
+            # hang on one gate, whatever weights each had
+            if before is None or weights.derived or _frozen(before.key) != _frozen(key):
+                self.gate = None
+        if not grad:
             return
         learner = self.learner
         if learner is None:
@@ -154,11 +190,13 @@ class LayerStream:
             after, kept = self.cell.step(pre, weights, before)
         self.states = after
         y = self.cell.output(after)
-        if not grad or not (weights.wanted or x.requires_grad or
+        # a learner for parameters that are frozen for now goes on
+        if not grad or not ((self.learner and self.learner.wanted) or x.requires_grad or
                             (drive is not None and drive.requires_grad)):  # fmt: skip
             self.cut = True
             return y.clone()
-        record = Record(self.index, x.detach(), before, after, kept, weights, self._starting())
+        own = x.detach().clone() if self.borrows else x.detach()
+        record = Record(self.index, own, before, after, kept, weights, self._starting())
         assert self.learner is not None
         if self.learner.keeps_pre:
             record.pre = pre
@@ -191,24 +229,29 @@ class LayerStream:
         taken = self.waiting[:count]
         with below_autograd():
             grads = self.learner.advance(taken, signals)
+        over = taken[:-1] if self.last is None else [self.last, *taken[:-1]]
         self.time, self.last = taken[-1].index, taken[-1]
         del self.waiting[:count]
         for record in taken:
             record.signals.clear()
+        for record in over:
+            record.close()
         return grads
 
-    def receive(self, record: Record, gy: Tensor, task: int) -> Tensor:
-        """The gradient of a step's output has come; the learning signal, with a third factor."""
+    def receive(self, alive: Alive, gy: Tensor, task: int) -> tuple[Record, Tensor]:
+        """The gradient of a step's output has come; its record, and the learning signal, with a
+        third factor."""
         assert self.learner is not None
-        if record.index < self.time:
-            raise RuntimeError(_SUPERSEDED.format(step=record.index, now=self.time))
+        record: Record | None = alive.record
+        if record is None:
+            raise RuntimeError(_SUPERSEDED.format(step=alive.index, now=self.time))
         gy = gy.detach()
         factor = self.learner.modulator
         if factor is not None:
             now = factor[record.index - 1].to(gy)
             gy = gy * (now.unsqueeze(-1) if now.dim() == 1 else now)
         record.signals = {task: gy}  # what a backward pass left that was broken off is dropped
-        return gy
+        return record, gy
 
     def rows(self, record: Record, gy: Tensor) -> Tensor:
         """The gradient (B, G n) of a step's pre-activations by the immediate path."""
@@ -235,9 +278,9 @@ class LayerStream:
             grads = self._take_up(came[-1] + 1, signals[: came[-1] + 1])
         else:
             return {}
-        self.gate = None
+        self.doubtful = True
         if self.weights is not None and self.weights.derived:
-            self.weights = None  # the graph that they were made by is gone
+            self.weights = self.gate = None  # the graph that they were made by is gone
         if self.mask is not None and "w_hh" in grads:
             grads["w_hh"] = torch.where(self.mask, grads["w_hh"], 0.0)
         return grads

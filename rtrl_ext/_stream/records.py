@@ -11,6 +11,11 @@ PARTS = ("w_ih", "w_hh", "b_ih", "b_hh", "u0", "u1", "u2")
 Gradients = dict[str, Tensor]
 
 
+def version(t: Tensor) -> int:
+    """How often a tensor was written to; 0 where that isn't counted."""
+    return 0 if t.is_inference() else t._version
+
+
 @dataclass(slots=True, eq=False)
 class Weights:
     """A layer's parameters as they were at one or several steps.
@@ -22,7 +27,8 @@ class Weights:
     per-unit constants (n,). wanted: names of the tensors that require gradients. chain: what a cell
     needs to go on from its constants to the parameters that they are functions of, so that traces
     are of the parameters, as they were at each step. w_x: what takes gradients of the rows of the
-    input's parameters to the input; None for w_ih.
+    input's parameters to the input; None for w_ih. joined: whether derived tensors are parameters
+    put together, so that a graph that made them once serves at any time. version: of w_ih as read.
     """
 
     key: tuple[Any, ...]
@@ -34,10 +40,17 @@ class Weights:
     wanted: frozenset[str] = frozenset()
     chain: tuple[Tensor | None, ...] = ()
     w_x: Tensor | None = None
+    joined: bool = False
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self.version = version(self.w_ih)
 
     @property
     def derived(self) -> bool:
-        """Whether some are functions of parameters, by a graph of their own."""
+        """Whether some are functions of parameters, by a graph that serves once."""
+        if self.joined:
+            return False
         return any(t is not None and t.grad_fn is not None for t in self.tensors.values())
 
 
@@ -83,6 +96,12 @@ class Record:
     def pending(self) -> bool:
         """Whether a gradient may still arrive."""
         return self.alive is not None and self.alive() is not None
+
+    def close(self) -> None:
+        """No gradient may arrive any more."""
+        alive = None if self.alive is None else self.alive()
+        if alive is not None:
+            alive.record = None
 
 
 def side_by_side(tensors: list[Tensor]) -> Tensor:

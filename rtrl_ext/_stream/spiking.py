@@ -44,8 +44,9 @@ class Spiking(StepCell):
         a = states.pop(0) if self.adapts else None
         count = states.pop(0) if self.options.refractory else None
         beta = weights.units[2]
-        with torch.enable_grad():
-            v = v.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            v = v.detach().clone().requires_grad_()
+            a, count, beta = (s if s is None else s.detach().clone() for s in (a, count, beta))
             z, count = first_spikes(v, a, count, beta, self.options)
             (by_v,) = torch.autograd.grad(z.sum(), v)
         by_a = none if a is None or beta is None else -beta * by_v

@@ -1,18 +1,20 @@
 """The state of a stream, as users hold it."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .layer import LayerStream
-from .records import Record
+from .saved import check_keys, layer_dict, load_layer
 
 _SPENT = (
     "this state was consumed by a later step, which returned its successor: go on from that one "
     "(copy.deepcopy(state) before a step keeps a branch)"
 )
+
+
+_SAVED = ("version", "cell", "batch_size", "steps", "rule", "seed", "layers")
 
 
 class Shared:
@@ -104,7 +106,7 @@ class State:
             "steps": shared.steps,
             "rule": None if shared.rule is None else repr(shared.rule),
             "seed": None if shared.seed is None else int(shared.seed),
-            "layers": [_layer_dict(layer) for layer in shared.layers],
+            "layers": [layer_dict(layer) for layer in shared.layers],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> "State":
@@ -114,18 +116,20 @@ class State:
         ValueError otherwise, TypeError for what is no state dict; nothing is changed then.
         """
         shared = self._live()
-        shared.owner._load_stream(shared, state_dict)
+        _load(shared, state_dict)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
         old = self._live()
         owner = memo.get(id(old.owner), old.owner)
+        if "_parameters" not in vars(owner):  # half made
+            raise TypeError(
+                "a state that is an attribute of its own module can't be copied with it: keep it "
+                "beside the module"
+            )
         branch: State = owner._new_stream(old.batch_size)
-        new = branch._shared
-        new.rule, new.steps = old.rule, old.steps
-        new.seed = None if old.seed is None else old.seed.clone()
-        for mine, theirs in zip(new.layers, old.layers, strict=True):
-            _load_layer(mine, _layer_dict(theirs))
+        _load(branch._shared, self.state_dict())
+        branch._shared.rule = old.rule
         memo[id(self)] = branch
         return branch
 
@@ -141,75 +145,39 @@ class State:
         return f"State({about}{spent})"
 
 
-def _copy(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().clone()
-
-
-def _record_dict(r: Record) -> dict[str, Any]:
-    keep = r.weights
-    return {
-        "index": r.index,
-        "x": _copy(r.x),
-        "before": [_copy(t) for t in r.before],
-        "after": [_copy(t) for t in r.after],
-        "kept": [_copy(t) for t in r.kept],
-        "fresh": _copy(r.fresh),
-        "pre": _copy(r.pre),
-        "w_hh": _copy(keep.w_hh),
-        "units": [_copy(t) for t in keep.units],
-        "chain": [_copy(t) for t in keep.chain],
-    }
-
-
-def _layer_dict(layer: LayerStream) -> dict[str, Any]:
-    learner = layer.learner
-    looked = [] if learner is None else learner.looked_back()
-    records = [*looked, *layer.waiting]
-    return {
-        "index": layer.index,
-        "time": layer.time,
-        "states": [_copy(s) for s in layer.states],
-        "fresh": _copy(layer.fresh),
-        "cut": layer.cut,
-        "learning": None if learner is None else sorted(learner.wanted),
-        "memory": {} if learner is None else {k: _copy(t) for k, t in learner.memory().items()},
-        "looked_back": len(looked),
-        "records": [_record_dict(r) for r in records],
-    }
-
-
-def _load_layer(layer: LayerStream, saved: dict[str, Any]) -> None:
-    """Put a layer's part in place; what is given was checked."""
-    like = layer.like
-
-    def there(t: Any) -> Any:
-        if t is None:
-            return None
-        t = t.detach().clone()
-        return t.to(like) if t.is_floating_point() else t.to(like.device)
-
-    layer.index, layer.time = saved["index"], saved["time"]
-    layer.states = tuple(there(s) for s in saved["states"])
-    layer.fresh, layer.cut = there(saved["fresh"]), saved["cut"]
-    layer.weights = layer.gate = layer.last = None
-    records = []
-    for r in saved["records"]:
-        weights = copy.copy(layer.read(False))
-        weights.w_hh = there(r["w_hh"])
-        weights.units = tuple(there(t) for t in r["units"])
-        weights.chain = tuple(there(t) for t in r["chain"])
-        before, after, kept = (
-            tuple(there(t) for t in r[name]) for name in ("before", "after", "kept")
+def _load(shared: Shared, saved: Any) -> None:
+    """Put what `State.state_dict` gave in place; nothing is changed by an error."""
+    owner = shared.owner
+    check_keys("it", saved, _SAVED)
+    expected = {"version": 1, "cell": owner.cell, "batch_size": shared.batch_size}
+    expected["rule"] = None if saved["rule"] is None else repr(owner.rule)
+    for name, value in expected.items():
+        if saved[name] != value:
+            raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {value!r}")
+    if not isinstance(saved["layers"], list):
+        raise TypeError(
+            f"state_dict: layers is a {type(saved['layers']).__name__}; expected a list"
         )
-        x, fresh = there(r["x"]), there(r["fresh"])
-        record = Record(r["index"], x, before, after, kept, weights, fresh)
-        record.pre = there(r.get("pre"))
-        records.append(record)
-    layer.learner = None
-    if saved["learning"] is not None:
-        layer.learner = layer.make(frozenset(saved["learning"]))
-        layer.learner.look_back(records[: saved["looked_back"]])
-        memory = layer.learner.memory()
-        for name, t in saved["memory"].items():
-            memory[name].copy_(t)
-    layer.waiting = records[saved["looked_back"] :]
+    if len(saved["layers"]) != owner.num_layers:
+        came = len(saved["layers"])
+        raise ValueError(f"state_dict: has {came} layers; expected {owner.num_layers}")
+    fresh: Shared = owner._new_stream(shared.batch_size)._shared
+    with torch.inference_mode(False), torch.no_grad():
+        for i, (mine, theirs) in enumerate(zip(fresh.layers, saved["layers"], strict=True)):
+            load_layer(mine, theirs, owner.hidden_size if i else owner.input_size)
+        if saved["seed"] is not None:
+            fresh.seed = torch.tensor(saved["seed"], device=fresh.layers[0].like.device)
+    shared.layers[:], shared.seed = fresh.layers, fresh.seed
+    shared.rule = None if saved["rule"] is None else owner.rule
+    shared.steps = saved["steps"]
+
+
+def refuse_hooks(module: Any) -> None:
+    """ValueError where pruning or the old weight norm set a weight before each forward call."""
+    for name in vars(module):
+        if {f"{name}_orig", f"{name}_g"} & module._parameters.keys():
+            raise ValueError(
+                f"{name} is set by a hook of forward (torch.nn.utils.prune, weight_norm or "
+                "spectral_norm), which step doesn't run; expected a parameter (prune.remove), a "
+                "parametrization (torch.nn.utils.parametrizations) or the module's own mask"
+            )

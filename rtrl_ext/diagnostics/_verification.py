@@ -45,6 +45,8 @@ class Verification:
     total, blocks: of all parameters together, and by name. law: the largest relative error, over
     the parameters of the last layer, of the summed gradients of streaming mode against those of
     sequence mode; None where ``law_reason`` says why. liveness: of the units; None for an LRU.
+    mode: in which the rule's gradient was taken, "sequence" or "streaming". law_rule: the rule of
+    sequence mode that ``law`` compares with, where it is another; else "".
     """
 
     cell: str
@@ -58,6 +60,8 @@ class Verification:
     law: float | None
     law_reason: str
     liveness: Liveness | None = field(repr=False)
+    mode: str = "sequence"
+    law_rule: str = ""
 
     @property
     def law_passed(self) -> bool | None:
@@ -85,17 +89,20 @@ class Verification:
             "law": self.law,
             "law_reason": self.law_reason,
             "law_passed": self.law_passed,
+            "law_rule": self.law_rule,
+            "mode": self.mode,
             "liveness": None if self.liveness is None else self.liveness.to_dict(),
             "passed": self.passed,
         }
 
     def __str__(self) -> str:
         verdict = {True: "passed", False: "FAILED", None: "nothing has to hold"}[self.passed]
+        mode = "" if self.mode == "sequence" else f" in {self.mode} mode"
         seeds = f", mean of {self.seeds} seeds" if self.seeds > 1 else ""
         width = max(len(name) for name in ("total", *self.blocks))
         lines = [
-            f"{self.cell}, rule {self.rule}, {self.seq_len} steps, batch size {self.batch_size}"
-            f"{seeds}: {verdict}",
+            f"{self.cell}, rule {self.rule}{mode}, {self.seq_len} steps, batch size "
+            f"{self.batch_size}{seeds}: {verdict}",
             f"  {'total':<{width}}  {self.total}",
             *(f"  {name:<{width}}  {block}" for name, block in self.blocks.items()),
         ]
@@ -103,7 +110,8 @@ class Verification:
             lines.append(f"  streaming mode: not compared, {self.law_reason}")
         else:
             said = "ok" if self.law_passed else "FAILED"
-            lines.append(f"  streaming mode equals sequence mode: error {self.law:.2e}: {said}")
+            of = f" of {self.law_rule}" if self.law_rule else ""
+            lines.append(f"  streaming mode equals sequence mode{of}: error {self.law:.2e}: {said}")
         if self.liveness is not None:
             lines += ["  " + line for line in str(self.liveness).splitlines()]
         return "\n".join(lines)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .. import _state
 from .._checks import check_size
 from .._reverse import uncompiled
-from .._snap_pattern import reachable
 from ..curvature._evaluation import _generators, kept_random_state
 from ..nn.lru import LRU
-from ..rules import BPTT, MDGL, RTRL, TBPTT, EProp, Immediate, ModProp, Rule, SnAp, SnAp1
+from ..rules import TBPTT, Immediate, KeRNL, Rule
 from ..rules._seeded import SeededRule
+from ._expected import expected_of, reduced
 from ._verification import ParameterCheck, Verification
 from .explain import chosen_rule, recurrent
 from .liveness import Liveness, liveness
@@ -54,6 +54,10 @@ def verify(
     summed over steps, gradients of streaming mode equal those of sequence mode in the last layer
     (TBPTT is exempt).
 
+    `KeRNL` and `DNI` have streaming mode alone: there their gradient is taken, with a loss at every
+    step. While they learn nothing they are another rule, whose sequence mode they must equal:
+    ``KeRNL("identity", decay_rate=0)`` on leaky units `EProp`, ``DNI(rate=0)`` `Immediate`.
+
     Args:
         module: a recurrent module of this library.
         rule: a name or a rule object; None for the module's own.
@@ -69,8 +73,8 @@ def verify(
     Raises:
         TypeError: ``module`` is no recurrent module of this library, another argument of a wrong
             type.
-        ValueError: a size below 1, ``x`` of a wrong shape, a rule that the cell doesn't have or
-            without sequence mode, ``seeds`` above 1 for a rule without a seed.
+        ValueError: a size below 1, ``x`` of a wrong shape, a rule that the cell doesn't have,
+            ``seeds`` above 1 for a rule without a seed.
     """
     model = recurrent(module)
     chosen = chosen_rule(model, rule)
@@ -79,14 +83,12 @@ def verify(
         raise TypeError(f"seed is a {type(seed).__name__}; expected an int")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is {seed}; expected 0 to 2^63 - 1")
-    if check_size("seeds", seeds) > 1 and not isinstance(chosen, SeededRule):
+    if check_size("seeds", seeds) > 1 and not isinstance(chosen, SeededRule | KeRNL):
         raise ValueError(f"seeds is {seeds}; expected 1 for {chosen!r}, which has no seed")
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
         raise TypeError(f"tolerance is a {type(tolerance).__name__}; expected a number")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1")
-    if "sequence" not in chosen.modes:
-        raise ValueError(f"rule {chosen!r} has no sequence mode; expected one that has")
     device = model._first_weight().device
     with warnings.catch_warnings(), kept_random_state(device), uncompiled():
         warnings.filterwarnings("ignore", message=".*no unit of layer.*")  # liveness says it
@@ -136,13 +138,16 @@ def _verify(own: Any, rule: Rule, problem: _Problem, seeds: int, tolerance: floa
     with _state.exact_gradients():
         exact = _sequence(own, problem)
     steps, batch = problem.weights.shape[:2]
+    mode = "sequence" if "sequence" in rule.modes else "streaming"
+    gradients = _sequence if mode == "sequence" else _streaming
+    same = rule if mode == "sequence" else reduced(own, rule)
     several = [rule] if seeds == 1 else [_with_seed(rule, s) for s in range(seeds)]
     found: Gradients = {}
     for r in several:
         own.rule = r
-        for name, g in _sequence(own, problem).items():
+        for name, g in gradients(own, problem).items():
             found[name] = found[name] + g / seeds if name in found else g / seeds
-    expected = _expected(own, rule, steps)
+    expected = "" if same is None else expected_of(own, same, steps)
     end = f"_l{own.num_layers - 1}"  # a parametrized one has it inside its name
     last = set(exact)
     if own.num_layers > 1:
@@ -156,12 +161,13 @@ def _verify(own: Any, rule: Rule, problem: _Problem, seeds: int, tolerance: floa
         blocks[name] = _check(found[name], g, here, tolerance)
     flat = [torch.cat([g[k].reshape(-1) for k in exact]) for g in (found, exact)]
     total = _check(flat[0], flat[1], said, tolerance)
-    law, reason = _law(own, rule, problem, last)
+    law, reason = _law(own, rule, same, problem, last)
     alive = None if isinstance(own, LRU) else liveness(own, problem.x)
     assert alive is None or isinstance(alive, Liveness)
     return Verification(
-        own.cell, repr(rule), steps, batch, seeds, tolerance, total, blocks, law, reason, alive
-    )
+        own.cell, repr(rule), steps, batch, seeds, tolerance, total, blocks, law, reason, alive,
+        mode, "" if same in (None, rule) else repr(same),
+    )  # fmt: skip
 
 
 def _with_seed(rule: Rule, seed: int) -> Rule:
@@ -209,50 +215,30 @@ def _streaming(own: Any, problem: _Problem) -> Gradients:
     return _gradients(own, run, problem)
 
 
-def _law(own: Any, rule: Rule, problem: _Problem, last: set[str]) -> tuple[float | None, str]:
-    """The largest relative error of streaming mode against sequence mode, or why there is none."""
+def _law(
+    own: Any, rule: Rule, same: Rule | None, problem: _Problem, last: set[str]
+) -> tuple[float | None, str]:
+    """The largest relative error of streaming mode against sequence mode under the rule ``same``,
+    or why there is none."""
     if isinstance(rule, TBPTT):
         return None, "each loss goes back through its own last k steps there"
+    if same is None:
+        return None, "the rule has no sequence mode"
     own.rule = rule
     try:
         rule.streaming(own.cell)
         streaming = _streaming(own, problem)
     except ValueError as error:
         return None, str(error)
+    own.rule = same
     sequence = _sequence(own, problem)
-    names = sequence if isinstance(rule, Immediate) else last & sequence.keys()
+    names = sequence if isinstance(same, Immediate) else last & sequence.keys()
     worst = 0.0
     for name in names:
         size = float(sequence[name].norm())
         difference = float((streaming[name] - sequence[name]).norm())
         worst = max(worst, difference / size if size > 0 else difference)
     return worst, ""
-
-
-def _expected(own: Any, rule: Rule, steps: int) -> str:
-    """Whether the rule is "exact" or "biased" on this problem; "" where neither is sure."""
-    if isinstance(rule, BPTT | RTRL) or (isinstance(rule, TBPTT) and rule.k >= steps):
-        return "exact"
-    if isinstance(own, LRU):
-        lasting = isinstance(rule, TBPTT | Immediate)
-        return "exact" if isinstance(rule, SnAp1) else "biased" if lasting and steps > 1 else ""
-    n = own.hidden_size
-    if isinstance(rule, SnAp):
-        mask = torch.ones(n, n, dtype=torch.bool) if own.mask is None else own.mask.cpu()
-        if rule.k >= steps or bool((reachable(mask, rule.k) == reachable(mask, n)).all()):
-            return "exact"
-    between = ~torch.eye(n, dtype=torch.bool, device=own._first_weight().device)
-    linked = [own._recurrent_weight(i).unflatten(0, (-1, n)) for i in range(own.num_layers)]
-    if steps < 2 or not all(bool((w * between).any()) for w in linked):
-        return ""
-    if isinstance(rule, MDGL):
-        return "biased" if steps > 2 else ""
-    if isinstance(rule, ModProp):
-        same = getattr(own, "nonlinearity", "") == "identity"
-        return "biased" if not same and steps > (rule.taps or 1) + 1 else ""
-    if isinstance(rule, EProp):
-        return "" if rule.modulator is not None else "biased"
-    return "biased" if isinstance(rule, TBPTT | Immediate | SnAp1 | SnAp) else ""
 
 
 def _check(found: Tensor, exact: Tensor, expected: str, tolerance: float) -> ParameterCheck:

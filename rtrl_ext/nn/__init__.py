@@ -1,5 +1,6 @@
 """Recurrent modules with the learning rule as an option."""
 
+from .._stream.state import State
 from .alif import ALIF, LIF
 from .conversion import convert
 from .dale import DaleMask, dale
@@ -18,6 +19,7 @@ __all__ = [
     "DaleMask",
     "FeedbackLinear",
     "LeakyRNN",
+    "State",
     "convert",
     "dale",
     "firing_rate_loss",

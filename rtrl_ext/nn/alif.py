@@ -12,7 +12,7 @@ from .._alif_layer import (
     alif_layer,
     check_constant,
     check_settings,
-    decay,
+    decay_and_slope,
     state_names,
 )
 from .._cells.alif import Options
@@ -170,11 +170,9 @@ class SpikingRNN(RecurrentBase):
                 units.append(None)
                 chain.append(None)
                 continue
-            with torch.enable_grad():
-                leaf = tau.detach().requires_grad_()
-                value = decay(leaf, self.dt)
-            units.append(value.detach())
-            chain.append(torch.autograd.grad(value.sum(), leaf)[0])
+            value, slope = decay_and_slope(tau, self.dt)
+            units.append(value)
+            chain.append(slope)
         beta = given["beta"]
         units.append(None if beta is None else beta.detach())
         trained = {}

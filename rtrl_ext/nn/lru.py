@@ -12,7 +12,7 @@ from .. import _state
 from .._autograd import in_transform
 from .._checks import check_flag, check_shape, check_size
 from .._layer import without_padding
-from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence
+from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence, slopes
 from .._refuse import Undifferentiable
 from .._stream.cells import StepCell
 from .._stream.layer import LayerStream
@@ -221,22 +221,19 @@ class LRU(Streaming, nn.Module):
         return self.B_re
 
     def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
-        with torch.enable_grad():
-            nu_log, theta = (p.detach().requires_grad_() for p in (self.nu_log, self.theta))
-            lam, gamma = recurrence(nu_log, theta)
-            re, im = lam.unbind(0)
-            by = [
-                torch.autograd.grad(p.sum(), (nu_log, theta), retain_graph=True) for p in (re, im)
-            ]
-            (by_gamma,) = torch.autograd.grad(gamma.sum(), nu_log)
-        chain = (by[0][0], by[1][0], by[0][1], by[1][1], by_gamma)
+        nu_log, theta = self.nu_log.detach(), self.theta.detach()
+        lam, gamma = recurrence(nu_log, theta)
+        re, im = lam
+        chain = slopes(nu_log, lam, gamma)
         both = torch.cat([self.B_re, self.B_im])
         tensors: dict[str, Tensor | None] = {"w_ih": both, "u0": self.nu_log, "u1": self.theta}
         wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
-        units = (re.detach(), im.detach(), gamma.detach())
+        units = (re, im, gamma)
         w_x = both.detach()
         w_ih = units[2].repeat(2)[:, None] * w_x
-        return Weights((), tensors, w_ih, None, w_ih.new_empty(0), units, wanted, chain, w_x)
+        joined = self.B_re.is_leaf and self.B_im.is_leaf
+        none = w_ih.new_empty(0)
+        return Weights((), tensors, w_ih, None, none, units, wanted, chain, w_x, joined)
 
     def _step_units(self, wanted: frozenset[str]) -> int:
         return 2 if {"u0", "u1"} & wanted else 0

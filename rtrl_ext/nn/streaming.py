@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _state
+from .._autograd import in_transform
 from .._checks import check_like, check_shape, check_size
 from .._dtypes import computed
 from .._stream.cells import StepCell
@@ -13,7 +14,13 @@ from .._stream.layer import LayerStream
 from .._stream.learner import Learner, Setting
 from .._stream.records import PARTS, Weights
 from .._stream.sequence import Plan, Steps
-from .._stream.state import Shared, State, _load_layer
+from .._stream.state import Shared, State, refuse_hooks
+
+TRANSFORM = (
+    "step can't run inside torch.func's transforms (vmap, grad, jvp, ...) or forward-mode AD: its "
+    "gradients are those of a rule, summed in place; use forward, or backward and "
+    "torch.autograd.grad outside of them"
+)
 
 
 class Streaming:
@@ -60,11 +67,16 @@ class Streaming:
     # what users call
 
     def init_state(self, batch_size: int) -> State:
-        """A state at rest for `step`, with ``batch_size`` rows.
+        """A state at rest for `step`, with ``batch_size`` rows, which may be none.
 
-        Raises TypeError or ValueError unless ``batch_size`` is an int of at least 1.
+        Raises TypeError or ValueError unless ``batch_size`` is an int of at least 0, ValueError
+        where the module's weights are set by a hook of ``forward``.
         """
-        return self._new_stream(check_size("batch_size", batch_size))
+        check_size("batch_size", batch_size, least=0)
+        refuse_hooks(self)
+        state = self._new_stream(batch_size)
+        state._shared.seed = self._step_seed(self._first_weight().device)
+        return state
 
     def step(self, x: Tensor, state: State, *, drive: Tensor | None = None) -> tuple[Tensor, State]:
         """One step of all layers, under the rule in force.
@@ -94,14 +106,22 @@ class Streaming:
         shared = state._live()
         if shared.owner is not self:
             raise ValueError("state belongs to another module; expected one of this module's own")
+        if in_transform():
+            raise RuntimeError(TRANSFORM)
         key = self._stream_key(shared)
         x, dtype = self._step_input("x", x, shared, self.input_size)
         if drive is not None:
             drive, _ = self._step_input("drive", drive, shared, self._drive_size())
         if torch.is_grad_enabled():
             self._stream_rule(shared)
-        for layer in shared.layers:
-            layer.prepare(key)
+        try:
+            for layer in shared.layers:
+                layer.prepare(key)
+        except BaseException:
+            if shared.rule is None:  # what some layers have begun to learn by
+                for layer in shared.layers:
+                    layer.learner = None
+            raise
         if torch.is_grad_enabled():
             shared.rule = self.rule
         device = x.device.type
@@ -163,13 +183,13 @@ class Streaming:
                 "parameters or constants of the module were replaced since init_state: make a new "
                 "state (changes in place, such as an optimizer's, are what a stream expects)"
             )
-        key = tuple([t._version * 2 + t.requires_grad for t in now])
-        if key[shared.parameters :] != shared.constants:
+        key = [t._version * 2 + t.requires_grad for t in now]
+        if tuple(key[shared.parameters :]) != shared.constants:
             raise RuntimeError(
                 "a constant of the module (leak, time constants, mask) was changed since "
                 "init_state: make a new state"
             )
-        return key
+        return (*key, *[t.data_ptr() for t in now[: shared.parameters]])  # p.data = ...
 
     def _watched(self) -> tuple[Tensor, ...]:
         module: Any = self
@@ -182,12 +202,12 @@ class Streaming:
     def _stream_rule(self, shared: Shared) -> None:
         """The rule in force, which must be the one that the traces are of."""
         rule = self.rule
+        if _state.exact_enabled():
+            raise RuntimeError(
+                "inside exact_gradients() gradients are those of BPTT, which has no streaming "
+                "form: use forward"
+            )
         if shared.rule is None:
-            if _state.exact_enabled():
-                raise RuntimeError(
-                    "inside exact_gradients() gradients are those of BPTT, which has no streaming "
-                    "form: use forward"
-                )
             rule.streaming(self.cell)
         elif shared.rule is not rule and shared.rule != rule:
             raise RuntimeError(
@@ -195,7 +215,10 @@ class Streaming:
                 "make a new state"
             )
 
+    @torch.inference_mode(False)  # its memory is written to later
+    @torch.no_grad()
     def _new_stream(self, batch_size: int) -> State:
+        """A state at rest, without a seed of noise."""
         weight = self._first_weight()
         like = weight.detach().new_empty(0, dtype=computed(weight.dtype))
         layers: list[LayerStream] = []
@@ -218,11 +241,11 @@ class Streaming:
             layers.append(
                 LayerStream(cell, batch_size, self.hidden_size, like, read, make, self._step_mask())
             )
+        layers[0].borrows = True
         shared.watched = self._watched()
         constants = [t for t in self._buffers.values() if t is not None]  # type: ignore[attr-defined]
         shared.parameters = len(shared.watched) - len(constants)
         shared.constants = tuple([t._version * 2 + t.requires_grad for t in constants])
-        shared.seed = self._step_seed(weight.device)
         return State(shared)
 
     def _forward_mode(
@@ -260,31 +283,3 @@ class Streaming:
         dtype = self._first_weight().dtype
         each = [layer.cell.public(layer.states) for layer in layers]
         return tuple(torch.stack(of_layers).to(dtype) for of_layers in zip(*each, strict=True))
-
-    def _load_stream(self, shared: Shared, saved: Any) -> None:
-        if not isinstance(saved, dict) or "layers" not in saved or saved.get("version") != 1:
-            raise TypeError("state_dict: expected what state.state_dict() returned")
-        for name, expected in (("cell", self.cell), ("batch_size", shared.batch_size)):
-            if saved[name] != expected:
-                raise ValueError(f"state_dict: {name} is {saved[name]!r}; expected {expected!r}")
-        if saved["rule"] is not None and saved["rule"] != repr(self.rule):
-            raise ValueError(
-                f"state_dict: rule is {saved['rule']}; expected {self.rule!r}, the module's"
-            )
-        if len(saved["layers"]) != self.num_layers:
-            came = len(saved["layers"])
-            raise ValueError(f"state_dict: has {came} layers; expected {self.num_layers}")
-        for mine, theirs in zip(shared.layers, saved["layers"], strict=True):
-            for a, b in zip(mine.states, theirs["states"], strict=True):
-                if a.shape != b.shape:
-                    raise ValueError(
-                        f"state_dict: a state has shape {tuple(b.shape)}; expected {tuple(a.shape)}"
-                    )
-        fresh = self._new_stream(shared.batch_size)._shared
-        fresh.rule = None if saved["rule"] is None else self.rule
-        for mine, theirs in zip(fresh.layers, saved["layers"], strict=True):
-            _load_layer(mine, theirs)
-        shared.layers[:] = fresh.layers
-        shared.rule, shared.steps = fresh.rule, saved["steps"]
-        if saved["seed"] is not None:
-            shared.seed = torch.tensor(saved["seed"], device=self._first_weight().device)

@@ -69,8 +69,15 @@ class EProp(Rule):
                 "instead, or use forward"
             )
         made = unit_local(setting, filtered=float(self.readout_decay))
-        turned = self.time_major(setting.batch_first, False)
-        made.modulator = turned.modulator  # type: ignore[attr-defined]
+        factor = self.time_major(setting.batch_first, False).modulator  # type: ignore[attr-defined]
+        b, n = setting.batch, setting.hidden
+        if factor is not None and tuple(factor.shape[1:]) not in ((b,), (b, n)):
+            lead = f"(B = {b}, T" if setting.batch_first else f"(T, B = {b}"
+            raise ValueError(
+                f"eprop: modulator has shape {tuple(self.modulator.shape)}; expected {lead}) or "  # type: ignore[union-attr]
+                f"{lead}, n = {n})"
+            )
+        made.modulator = factor
         return made
 
     def policy(self, w: Tensor, factor: Tensor) -> dict[str, Any]:
