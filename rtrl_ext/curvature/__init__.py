@@ -1,8 +1,9 @@
-"""Curvature of the true loss: operators with batched products, eigenpairs, trace, sharpness."""
+"""Curvature of the true loss: operators with batched products, and what is estimated from them."""
 
 from .eigen import EigshResult, PowerIterationResult, eigsh, power_iteration
 from .operators import CurvatureOperator, EmpiricalFisher, GaussNewton, Hessian
 from .sharpness import PerturbationResult, perturbation_sharpness
+from .spectral import SpectralDensity, spectral_density
 from .trace import TraceResult, trace
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Hessian",
     "PerturbationResult",
     "PowerIterationResult",
+    "SpectralDensity",
     "TraceResult",
     "eigsh",
     "perturbation_sharpness",
     "power_iteration",
+    "spectral_density",
     "trace",
 ]

@@ -1,7 +1,6 @@
 """Extreme eigenpairs by a restarted block Krylov method, and the power iteration."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._krylov import combine, inner, norms, orthonormal_part, rayleigh_ritz, wanted
-from ._progress import Progress
+from ._solver import apply, fixed_point, progress_of
 
 WHICH = ("LM", "LA", "SA")
 _SEED = 0
@@ -99,7 +98,7 @@ def eigsh(
     """
     k, max_products = _check(op.shape[0], k, which, tol, max_products)
     start = _start(op, k, v0)
-    with _fixed_point(op), _progress(op, "eigsh", max_products) as progress:
+    with fixed_point(op), progress_of(op, "eigsh", max_products) as progress:
         return _search(op, start, k, which, tol, max_products, progress)
 
 
@@ -108,7 +107,7 @@ def _search(
 ) -> EigshResult:
     size = op.shape[0]
     capacity = min(size, max(3 * k + 20, 5 * k))
-    image = _apply(op, basis)
+    image = apply(op, basis)
     used = k
     lam_max = 0.0
     while True:
@@ -132,7 +131,7 @@ def _search(
             keep = order[: 2 * k + 8]
             basis, image = combine(basis, coeff[:, keep]), combine(image, coeff[:, keep])
         basis = torch.cat([basis, new], 1)
-        image = torch.cat([image, _apply(op, new)], 1)
+        image = torch.cat([image, apply(op, new)], 1)
         used += new.shape[1]
     return _certified(op, combine(basis, coeff[:, pick]), which, tol, lam_max, used)
 
@@ -142,7 +141,7 @@ def _certified(
 ) -> EigshResult:
     """Residuals by a product with the vectors that are returned."""
     x = (x.double() / norms(x)).to(x.dtype)
-    hx = _apply(op, x)
+    hx = apply(op, x)
     values, coeff = rayleigh_ritz(x, hx)
     order = wanted(values, which)
     values, coeff = values[order], coeff[:, order]
@@ -185,15 +184,6 @@ def _check_v0(op: Any, v0: Any) -> Tensor:
 def _random(op: Any, columns: int) -> Tensor:
     g = torch.Generator().manual_seed(_SEED)
     return torch.randn(op.shape[0], columns, generator=g, dtype=op.dtype).to(op.device)
-
-
-def _apply(op: Any, v: Tensor) -> Tensor:
-    result = op @ v
-    if not bool(torch.isfinite(result).all()):
-        raise RuntimeError(
-            "a product is not finite: the loss or its derivatives overflow at these parameters"
-        )
-    return result
 
 
 def _check(size: int, k: Any, which: Any, tol: Any, max_products: Any) -> tuple[int, int]:
@@ -251,14 +241,14 @@ def power_iteration(
     v = _random(op, 1) if v0 is None else _check_v0(op, v0)
     if v.shape[1] != 1:
         raise ValueError(f"v0: got shape {tuple(v.shape)}, expected ({op.shape[0]},)")
-    with _fixed_point(op), _progress(op, "power iteration", max_iter) as progress:
+    with fixed_point(op), progress_of(op, "power iteration", max_iter) as progress:
         return _power(op, v / norms(v).to(v.dtype), tol, max_iter, progress)
 
 
 def _power(op: Any, v: Tensor, tol: float, max_iter: int, progress: Any) -> PowerIterationResult:
     value = math.nan
     for iteration in range(1, max_iter + 1):
-        hv = _apply(op, v[:, 0]).unsqueeze(1)
+        hv = apply(op, v[:, 0]).unsqueeze(1)
         length = float(norms(v))
         before, value = value, float(inner(v, hv)) / length**2
         norm = float(norms(hv)) / length
@@ -269,11 +259,3 @@ def _power(op: Any, v: Tensor, tol: float, max_iter: int, progress: Any) -> Powe
         v = (hv.double() / norms(hv)).to(hv.dtype)
     converged = settled and norm <= 1.01 * abs(value)
     return PowerIterationResult(value, norm, v[:, 0], iteration, converged)
-
-
-def _fixed_point(op: Any) -> AbstractContextManager[Any]:
-    return op.at_fixed_point() if hasattr(op, "at_fixed_point") else nullcontext()
-
-
-def _progress(op: Any, label: str, total: int) -> Progress:
-    return Progress(label, total, bool(getattr(op, "progress", False)))

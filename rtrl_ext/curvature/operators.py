@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,13 @@ from torch import Tensor, nn
 from . import _products as products
 from ._data import Batches
 from ._distributed import all_reduced
+from ._estimators import Estimators
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
 from ._routes import Route
 
-if TYPE_CHECKING:
-    from .eigen import EigshResult, PowerIterationResult
-    from .trace import TraceResult
 
-
-class CurvatureOperator:
+class CurvatureOperator(Estimators):
     """A symmetric matrix (P, P) of which only products are formed; see the subclasses.
 
     The loss is ``loss_fn(model(x), target)``, a mean over its terms; over several batches it is the
@@ -213,35 +210,6 @@ class CurvatureOperator:
         from ._scipy import to_scipy
 
         return to_scipy(self)
-
-    def eigsh(
-        self,
-        k: int = 1,
-        which: str = "LM",
-        tol: float = 1e-4,
-        max_products: int | None = None,
-        v0: Tensor | None = None,
-    ) -> "EigshResult":
-        """k extreme eigenpairs by a block Krylov method; see ``curvature.eigen.eigsh``."""
-        from .eigen import eigsh
-
-        return eigsh(self, k, which, tol, max_products, v0)
-
-    def power_iteration(
-        self, tol: float | None = None, max_iter: int = 500, v0: Tensor | None = None
-    ) -> "PowerIterationResult":
-        """The eigenvalue of largest modulus; see ``curvature.eigen.power_iteration``."""
-        from .eigen import power_iteration
-
-        return power_iteration(self, tol, max_iter, v0)
-
-    def trace(
-        self, method: str = "hutch++", num_products: int = 100, seed: int | None = None
-    ) -> "TraceResult":
-        """The trace by random probes; see ``curvature.trace.trace``."""
-        from .trace import trace
-
-        return trace(self, method, num_products, seed)
 
 
 class Hessian(CurvatureOperator):
