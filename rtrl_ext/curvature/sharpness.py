@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ._data import Batches
-from ._evaluation import SEED, Problem, check_modules, evaluating
+from ._evaluation import Problem, check_modules, evaluating
+from ._loss import mean_loss
 from ._params import select, unwrap
 from .trace import generator
 
@@ -80,7 +81,7 @@ def perturbation_sharpness(
     rises = torch.empty(num, dtype=torch.float64)
     with evaluating(model, device), torch.no_grad():
         center = {name: p.clone() for name, p in problem.point().items()}
-        base = _loss(problem, center)
+        base = mean_loss(problem, center)
         if not math.isfinite(base):
             raise ValueError(f"loss_fn: the loss is {base} at the unperturbed weights")
         scale = {n: sigma_rel * float(p.double().square().mean().sqrt()) for n, p in center.items()}
@@ -90,7 +91,7 @@ def perturbation_sharpness(
                 + (scale[name] * torch.randn(p.shape, generator=g, dtype=torch.float64)).to(p)
                 for name, p in center.items()
             }
-            rise = _loss(problem, moved) - base
+            rise = mean_loss(problem, moved) - base
             rises[i] = rise if math.isfinite(rise) else math.inf
     return PerturbationResult(
         mean=float(rises.mean()),
@@ -99,18 +100,3 @@ def perturbation_sharpness(
         loss=base,
         rises=rises,
     )
-
-
-def _loss(problem: Problem, point: dict[str, Tensor]) -> float:
-    """The mean loss over all terms of all batches."""
-    total = terms = 0.0
-    for i, (x, target) in enumerate(problem.batches):
-        weight = problem.batches.weight(target)
-        if weight == 0:
-            continue
-        problem.seed = SEED + i
-        total += weight * float(problem.value(point, x, target))
-        terms += weight
-    if terms == 0:
-        raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
-    return total / terms
