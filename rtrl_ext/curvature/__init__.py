@@ -1,11 +1,12 @@
 """Curvature of the true loss: operators with batched products, and what is estimated from them."""
 
-from .eigen import EigshResult, PowerIterationResult, eigsh, power_iteration
+from ._results import EigshResult, PerturbationResult, PowerIterationResult, TraceResult
+from .eigen import eigsh, power_iteration
 from .landscape import Landscape, landscape
 from .operators import CurvatureOperator, EmpiricalFisher, GaussNewton, Hessian
-from .sharpness import PerturbationResult, perturbation_sharpness
+from .sharpness import perturbation_sharpness
 from .spectral import SpectralDensity, spectral_density
-from .trace import TraceResult, trace
+from .trace import trace
 
 __all__ = [
     "CurvatureOperator",

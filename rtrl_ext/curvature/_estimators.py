@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .eigen import EigshResult, PowerIterationResult
+    from ._results import EigshResult, PowerIterationResult, TraceResult
     from .spectral import SpectralDensity
-    from .trace import TraceResult
 
 
 class Estimators:

@@ -1,5 +1,6 @@
 """What the estimators share: checked products, progress, interrupts."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -37,7 +38,23 @@ def apply_in_pieces(
             done(parts[-1].shape[1])
     except KeyboardInterrupt:
         return (torch.cat(parts, 1) if parts else v[:, :0]), False
-    return torch.cat(parts, 1), True
+    return (torch.cat(parts, 1) if parts else v), True
+
+
+def interrupted(what: str, made: str) -> None:
+    """Say that a run was cut off and returns what it has."""
+    warnings.warn(
+        f"{what}: interrupted after {made}; the result is what was found until then",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def uninterrupted(result: Any) -> Any:
+    """``result``, or ``KeyboardInterrupt`` if it was cut off: for callers that have to stop too."""
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def fixed_point(op: Any) -> AbstractContextManager[Any]:
