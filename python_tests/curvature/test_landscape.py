@@ -125,8 +125,9 @@ def test_nothing_is_changed_and_an_interrupt_keeps_what_is_there(tools):
             raise KeyboardInterrupt
         return nn.functional.mse_loss(output, target)
 
-    found = landscape(p.net, loss_fn, p.data, "random", 3, 1, seed=0)
-    assert not found.converged and int(found.loss.isnan().sum()) == 5
+    with pytest.warns(RuntimeWarning, match="landscape: interrupted after 4 of 9 points"):
+        found = landscape(p.net, loss_fn, p.data, "random", 3, 1, seed=0)
+    assert found.interrupted and not found.converged and int(found.loss.isnan().sum()) == 5
     whole = landscape(p.net, p.loss_fn, p.data, "random", 3, 1, seed=0)
     assert whole.converged
     assert found.loss.view(-1)[:4].tolist() == whole.loss.view(-1)[:4].tolist()

@@ -149,14 +149,16 @@ def test_interrupted(tools, monkeypatch):
     op = tools.with_spectrum(SPECTRUM)
     whole = spectral_density(op, 3, 6, seed=0)
     stop = tools.interrupting(op, after=6)
-    found = spectral_density(stop, 3, 20, seed=0)
-    assert not found.converged and found.num_products == 18
+    with pytest.warns(RuntimeWarning, match="spectral_density: interrupted after 18 of at most 60"):
+        found = spectral_density(stop, 3, 20, seed=0)
+    assert found.interrupted and not found.converged and found.num_products == 18
     torch.testing.assert_close(found.nodes, whole.nodes)
     assert "interrupted" in repr(found)
     with pytest.raises(KeyboardInterrupt):
         spectral_density(tools.interrupting(op, after=0), 3, 20, seed=0)
     monkeypatch.setattr(spectral, "MEMORY", 1)  # one probe at a time
-    found = spectral_density(tools.interrupting(op, after=8), 3, 6, seed=0)
+    with pytest.warns(RuntimeWarning, match="interrupted after 8"):
+        found = spectral_density(tools.interrupting(op, after=8), 3, 6, seed=0)
     assert found.nodes.shape == (2, 6) and int((found.weights[1] > 0).sum()) == 2
     torch.testing.assert_close(found.nodes[0], whole.nodes[0])
 

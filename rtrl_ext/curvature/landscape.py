@@ -16,7 +16,7 @@ from ._evaluation import evaluating
 from ._loss import mean_loss
 from ._params import unflatten
 from ._progress import Progress
-from ._solver import check_count
+from ._solver import check_count, interrupted, uninterrupted
 from .operators import Hessian
 
 
@@ -28,8 +28,8 @@ class Landscape:
     infinite where it is not finite. ``coordinates``: (a,) or (a, b), each (n,) float64.
     ``directions`` (P, 1) or (P, 2): d, as columns; ``kind`` says what they are. ``center``: the
     loss at θ. ``eigenvalues`` (1,) or (2,) of the directions, if they are eigenvectors.
-    ``converged`` is False if the run was interrupted, then what is missing in ``loss`` is NaN, or
-    if the eigenvectors are not converged.
+    ``interrupted``: a ``KeyboardInterrupt`` ended the run, what is missing in ``loss`` is NaN.
+    ``converged`` is False then, and if the eigenvectors are not converged.
     """
 
     loss: Tensor
@@ -38,7 +38,8 @@ class Landscape:
     center: float
     kind: str
     eigenvalues: Tensor | None
-    converged: bool
+    converged: bool = True
+    interrupted: bool = False
 
     def __repr__(self) -> str:
         known = self.loss[~self.loss.isnan()]
@@ -142,14 +143,15 @@ def landscape(
         center = mean_loss(problem, problem.point())
     if not math.isfinite(center):
         raise ValueError(f"loss_fn: the loss is {center} at the present parameters")
-    values, whole = None, True
+    values, converged = None, True
     if isinstance(directions, Tensor):
         kind, columns = "given", given(directions, op._first, op.shape[0])
     elif directions == "random":
         kind, columns = "random", filter_normalised(problem.params, dim, seed)
     else:
-        found = op.eigsh(k=dim)
-        kind, columns, values, whole = "eigenvectors", found.vectors, found.values, found.converged
+        found = uninterrupted(op.eigsh(k=dim))
+        kind, columns, values = "eigenvectors", found.vectors, found.values
+        converged = found.converged
     coordinates = tuple(
         torch.linspace(-s, s, n, dtype=torch.float64) for s, n in zip(spans, counts, strict=True)
     )
@@ -159,8 +161,13 @@ def landscape(
         torch.no_grad(),
         Progress("landscape", loss.numel(), progress, "points") as line,
     ):
-        whole = _fill(op, columns, coordinates, loss, line) and whole
-    return Landscape(loss, coordinates, columns, center, kind, values, whole)
+        whole = _fill(op, columns, coordinates, loss, line)
+    if not whole:
+        missing = int(loss.isnan().sum())
+        interrupted("landscape", f"{loss.numel() - missing} of {loss.numel()} points")
+    return Landscape(
+        loss, coordinates, columns, center, kind, values, converged and whole, not whole
+    )
 
 
 def _fill(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _present
-from ._solver import apply, check_count, fixed_point, progress_of
+from ._solver import apply, check_count, fixed_point, interrupted, progress_of
 from .trace import generator
 
 #: bytes that the Lanczos vectors of the probes in one group may take
@@ -26,7 +26,7 @@ class SpectralDensity:
     quadrature behind it: for each probe v, ``vᵀ f(H) v = Σ weights f(nodes)``, exactly for
     polynomials f up to degree 2m - 1. ``bandwidth`` is the Gaussian's standard deviation. All in
     float64 on the CPU. ``num_products`` counts products with single vectors; ``converged`` is False
-    if the run was interrupted.
+    if a ``KeyboardInterrupt`` ended the run (``interrupted``).
     """
 
     grid: Tensor
@@ -37,10 +37,11 @@ class SpectralDensity:
     bandwidth: float
     size: int
     num_products: int
-    converged: bool
+    converged: bool = True
+    interrupted: bool = False
 
     def __repr__(self) -> str:
-        state = "" if self.converged else ", interrupted"
+        state = ", interrupted" if self.interrupted else ""
         return (
             f"SpectralDensity(P={self.size}, from {float(self.nodes.min()):.6g} to "
             f"{float(self.nodes.max()):.6g}, {len(self.nodes)} probes, "
@@ -169,6 +170,8 @@ def spectral_density(
                 break
     if not found:
         raise KeyboardInterrupt
+    if not whole:
+        interrupted("spectral_density", f"{used} of at most {num_probes * steps} products")
     return _smoothed(found, steps, bandwidth, op.shape[0], used, whole)
 
 
@@ -260,6 +263,7 @@ def _smoothed(
         size=size,
         num_products=used,
         converged=whole,
+        interrupted=not whole,
     )
 
 
