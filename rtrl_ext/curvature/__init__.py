@@ -7,6 +7,7 @@ from .operators import CurvatureOperator, EmpiricalFisher, GaussNewton, Hessian
 from .sharpness import perturbation_sharpness
 from .spectral import SpectralDensity, spectral_density
 from .trace import trace
+from .tracker import SharpnessTracker
 
 __all__ = [
     "CurvatureOperator",
@@ -17,6 +18,7 @@ __all__ = [
     "Landscape",
     "PerturbationResult",
     "PowerIterationResult",
+    "SharpnessTracker",
     "SpectralDensity",
     "TraceResult",
     "eigsh",

@@ -13,3 +13,10 @@ def all_reduced(result: Tensor, total: float) -> float:
     dist.all_reduce(result)
     dist.all_reduce(terms)
     return float(terms)
+
+
+def agreed(yes: bool, device: torch.device) -> bool:
+    """Whether all processes say yes; alone if there is no group."""
+    no = torch.tensor([float(not yes)], device=device)
+    all_reduced(no, 0.0)
+    return not bool(no)
