@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _present
+from ._diagnosis import name_not_finite
 from ._directions import NAMES, filter_normalised, given
 from ._evaluation import evaluating
 from ._loss import mean_loss
@@ -142,6 +143,7 @@ def landscape(
     with evaluating(problem.model, op.device), torch.no_grad():
         center = mean_loss(problem, problem.point())
     if not math.isfinite(center):
+        name_not_finite(problem)
         raise ValueError(f"loss_fn: the loss is {center} at the present parameters")
     values, converged = None, True
     if isinstance(directions, Tensor):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._data import Batches
+from ._diagnosis import name_not_finite
 from ._evaluation import Problem, check_modules, evaluating
 from ._loss import mean_loss
 from ._params import select, unwrap
@@ -71,6 +72,7 @@ def perturbation_sharpness(
         center = {name: p.clone() for name, p in problem.point().items()}
         base = mean_loss(problem, center)
         if not math.isfinite(base):
+            name_not_finite(problem)
             raise ValueError(f"loss_fn: the loss is {base} at the unperturbed weights")
         scale = {n: sigma_rel * float(p.double().square().mean().sqrt()) for n, p in center.items()}
         done = 0
