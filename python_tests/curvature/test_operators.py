@@ -252,6 +252,15 @@ def test_dense_refuses_what_is_too_large(tools):
         op.dense(max_bytes=size * size * 8 - 1)
 
 
+def test_dense_with_progress(tools, capsys):
+    p = tools.problem()
+    expected = Hessian(p.net, p.loss_fn, p.data).dense()
+    assert capsys.readouterr().err == ""
+    found = Hessian(p.net, p.loss_fn, p.data, progress=True).dense()
+    assert close(found, expected, 1e-12)
+    assert f"dense: 16/{len(expected)} products [" in capsys.readouterr().err
+
+
 def test_repr_names_the_blocks(tools):
     p = tools.problem()
     text = repr(GaussNewton(p.net, p.loss_fn, p.data, params=["out.bias"]))

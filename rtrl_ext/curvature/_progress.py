@@ -3,6 +3,8 @@
 import sys
 import time
 
+_WIDTH = 20
+
 
 class Progress:
     """Rewrites one line at most ten times a second; does nothing when ``enabled`` is False."""
@@ -25,8 +27,12 @@ class Progress:
         self._last = now
         self._shown = True
         of = f"/{self._total}" if self._total else ""
+        bar = ""
+        if self._total:
+            full = min(_WIDTH, _WIDTH * done // self._total)
+            bar = f" [{'#' * full}{' ' * (_WIDTH - full)}]"
         note = f"; {note}" if note else ""
-        sys.stderr.write(f"\r\x1b[K{self._label}: {done}{of} {self._unit}{note}")
+        sys.stderr.write(f"\r\x1b[K{self._label}: {done}{of} {self._unit}{bar}{note}")
         sys.stderr.flush()
 
     def __enter__(self) -> "Progress":

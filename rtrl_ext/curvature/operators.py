@@ -15,7 +15,9 @@ from ._distributed import all_reduced
 from ._estimators import Estimators
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
+from ._progress import Progress
 from ._routes import Route
+from ._solver import PIECE
 
 MEMORY = 2**30  # bytes, for kept passes of several batches
 
@@ -225,8 +227,18 @@ class CurvatureOperator(Estimators):
                 f"{need / 2**30:.3g} GiB, more than max_bytes = {max_bytes / 2**30:.3g} GiB; "
                 "choose fewer parameters (params=) or use products"
             )
-        eye = torch.eye(self._size, dtype=self.dtype, device=self.device)
-        return self._rows(eye).t()
+        if not self.progress:
+            return self._rows(torch.eye(self._size, dtype=self.dtype, device=self.device)).t()
+        parts = []
+        with self.at_fixed_point(), Progress("dense", self._size, True) as line:
+            for start in range(0, self._size, PIECE):
+                rows = torch.zeros(
+                    min(PIECE, self._size - start), self._size, dtype=self.dtype, device=self.device
+                )
+                rows.diagonal(start).fill_(1)
+                parts.append(self._rows(rows))
+                line.update(start + len(rows))
+        return torch.cat(parts).t()
 
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays.

@@ -196,7 +196,8 @@ class _Lanczos:
         j, at = self._j, self._active
         if not at or j == self._basis.shape[1]:
             return False
-        q = self._basis[at, : j + 1]
+        # a view while all go on: the vectors of large models are too many to copy
+        q = (self._basis if len(at) == len(self._basis) else self._basis[at])[:, : j + 1]
         w = apply(self._op, q[:, j].t().to(self._op.dtype).contiguous()).t().double()
         self.num_products += len(at)
         alpha = (q[:, j] * w).sum(1)
