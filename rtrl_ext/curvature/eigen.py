@@ -6,7 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._krylov import combine, inner, norms, orthonormal_part, rayleigh_ritz, wanted
+from ._krylov import (
+    combine,
+    extended,
+    inner,
+    norms,
+    orthonormal_part,
+    rayleigh_ritz,
+    ritz,
+    wanted,
+)
 from ._results import EigshResult, PowerIterationResult
 from ._solver import apply, fixed_point, interrupted, progress_of
 
@@ -62,13 +71,14 @@ def _search(
     size = op.shape[0]
     capacity = min(size, max(3 * k + 20, 5 * k))
     state = basis, apply(op, basis)
+    gram, projected = inner(basis, basis), inner(*state)
     used = k
     lam_max = 0.0
     whole = True
     try:
         while True:
             basis, image = state
-            values, coeff = rayleigh_ritz(basis, image)
+            values, coeff = ritz(gram, projected)
             lam_max = max(lam_max, float(values.abs().max()))
             order = wanted(values, which)
             pick = order[:k]
@@ -87,7 +97,11 @@ def _search(
             if basis.shape[1] + new.shape[1] > capacity:
                 keep = order[: 2 * k + 8]
                 basis, image = combine(basis, coeff[:, keep]), combine(image, coeff[:, keep])
-            state = torch.cat([basis, new], 1), torch.cat([image, apply(op, new)], 1)
+                gram, projected = inner(basis, basis), inner(basis, image)
+            new_image = apply(op, new)
+            state = torch.cat([basis, new], 1), torch.cat([image, new_image], 1)
+            gram = extended(gram, inner(state[0], new))
+            projected = extended(projected, inner(state[0], new_image))
             used += new.shape[1]
         x = combine(basis, coeff[:, pick])
         x = (x.double() / norms(x)).to(x.dtype)
