@@ -162,15 +162,17 @@ def test_rho_of_another_rule_and_of_exact_models(tools):
 
 def test_an_interrupt_goes_on_to_the_training_loop(tools):
     p = tools.problem(leak=0.4)
-    calls = []
+    calls, stop = [], -1
 
     def loss_fn(output, target):
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == stop:
             raise KeyboardInterrupt
         return p.loss_fn(output, target)
 
     tracker = SharpnessTracker(p.net, loss_fn, p.data, batch_size=2, budget=None)
+    calls.clear()
+    stop = 5  # among the trace's products
     with pytest.raises(KeyboardInterrupt), pytest.warns(RuntimeWarning, match="interrupted"):
         tracker.update(0)
     assert tracker.records == []
@@ -251,3 +253,13 @@ def test_wrong_arguments(tools, arguments, error, message):
         SharpnessTracker(p.net, p.loss_fn, p.data, **arguments)
     with pytest.raises(TypeError, match="step: got float"):
         SharpnessTracker(p.net, p.loss_fn, p.data).update(1.0)
+
+
+def test_what_is_wrong_shows_before_training(tools):
+    p = tools.problem(leak=0.4)
+    with pytest.raises(ValueError, match=r"loss_fn: returned shape \(5, 3, 3\)"):
+        SharpnessTracker(p.net, lambda o, t: (o - t) ** 2, p.data)
+    with pytest.raises(ValueError, match="does not depend on any of the chosen"):
+        SharpnessTracker(p.net, lambda o, t: t.mean(), p.data)
+    with pytest.raises(RuntimeError, match="streaming mode only"):
+        SharpnessTracker(p.net, p.loss_fn, p.data, rule="kernl")

@@ -62,6 +62,11 @@ def fixed_point(op: Any) -> AbstractContextManager[Any]:
     return op.at_fixed_point() if hasattr(op, "at_fixed_point") else nullcontext()
 
 
+def spans_processes(op: Any) -> bool:
+    """Whether every process of ``torch.distributed`` takes part in the operator's products."""
+    return hasattr(op, "at_fixed_point")
+
+
 def progress_of(op: Any, label: str, total: int) -> Progress:
     """The line of progress that the operator asks for."""
     return Progress(label, total, bool(getattr(op, "progress", False)))

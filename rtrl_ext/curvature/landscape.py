@@ -121,7 +121,7 @@ def landscape(
         span: the grid goes from ``-span`` to ``span`` times each direction; > 0, or a pair.
         dim: 1 or 2 directions.
         seed: of random directions. None takes a new one for every call, derived from torch's
-            initial seed. Processes of ``torch.distributed`` must give the same.
+            initial seed.
         progress: show a line on standard error.
 
     Returns:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import _products as products
 from ._data import Batches
 from ._diagnosis import depends, name_not_finite
-from ._distributed import all_reduced
+from ._distributed import agreed, all_reduced
 from ._estimators import Estimators
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
@@ -188,7 +188,8 @@ class CurvatureOperator(Estimators):
         if not bool(torch.isfinite(result).all()):
             name_not_finite(self._problem, rows)
         elif not self._depends and not bool(result.any()):
-            if not depends(self._problem, self._problem.params):
+            independent = not depends(self._problem, self._problem.params)
+            if agreed(independent, self.device):
                 raise ValueError(
                     "loss_fn: the loss does not depend on any of the chosen parameters: "
                     f"{', '.join(self.param_names[:4])}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _present
-from ._solver import apply, check_count, fixed_point, interrupted, progress_of
+from ._solver import apply, check_count, fixed_point, interrupted, progress_of, spans_processes
 from .trace import generator
 
 #: bytes that the Lanczos vectors of the probes in one group may take
@@ -148,7 +148,7 @@ def spectral_density(
             raise TypeError(f"bandwidth: got {type(bandwidth).__name__}, expected a number")
         if not (bandwidth > 0 and math.isfinite(bandwidth)):
             raise ValueError(f"bandwidth: got {bandwidth}, expected a finite number > 0")
-    g = generator(seed)
+    g = generator(seed, spans_processes(op))
     group = max(1, min(num_probes, MEMORY // (8 * steps * op.shape[0])))
     found: list[tuple[Tensor, Tensor]] = []
     used, whole = 0, True

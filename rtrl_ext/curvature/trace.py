@@ -7,8 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._distributed import first_process_says
 from ._results import TraceResult
-from ._solver import apply_in_pieces, check_count, fixed_point, interrupted, progress_of
+from ._solver import (
+    apply_in_pieces,
+    check_count,
+    fixed_point,
+    interrupted,
+    progress_of,
+    spans_processes,
+)
 from ._xtrace import estimates, standard_error
 
 METHODS = ("hutch++", "hutchinson", "xtrace")
@@ -49,7 +57,7 @@ def trace(
         raise ValueError(
             f"num_products: got {num_products}, expected at least {least} for {method}"
         )
-    g = generator(seed)
+    g = generator(seed, spans_processes(op))
     with fixed_point(op), progress_of(op, "trace", num_products) as progress:
         run = _Run(op, progress)
         if method != "hutchinson" and num_products >= op.shape[0]:
@@ -93,10 +101,15 @@ class _Run:
         return TraceResult(value, stderr, self.used, method, samples, self.whole, not self.whole)
 
 
-def generator(seed: int | None) -> torch.Generator:
-    """A CPU generator from ``seed``, or from torch's initial seed and a count of the calls."""
+def generator(seed: int | None, shared: bool = True) -> torch.Generator:
+    """A CPU generator from ``seed``, or from torch's initial seed and a count of the calls.
+
+    ``shared``: with ``torch.distributed`` from those of the first process, since every process must
+    make the same products.
+    """
     if seed is None:
         seed = (torch.initial_seed() + 0x9E3779B97F4A7C15 * (1 + next(_calls))) % 2**63
+        seed = first_process_says(seed) if shared else seed
     elif isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed: got {type(seed).__name__}, expected an integer or None")
     return torch.Generator().manual_seed(seed)

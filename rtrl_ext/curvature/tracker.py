@@ -33,6 +33,8 @@ class SharpnessTracker:
     Training is not touched: parameters, ``.grad``, buffers and torch's random state stay as they
     are.
 
+    Three products are made at once, so that errors show before training starts.
+
     Args:
         model, loss_fn, data, params, batch_size, batch_dim, num_terms, target_batch_dim: as for
             ``Hessian``. Give the same batch throughout, as large as the budget bears; an iterator
@@ -117,6 +119,16 @@ class SharpnessTracker:
         """One for each measurement: ``step``; ``lambda1`` with its residual norm
         ``lambda1_residual`` and ``converged``; ``trace``, ``trace_stderr``; ``rho``; ``lr``;
         ``eta_rho_lambda1``; ``products``, ``seconds``: what it took."""
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Make what is wrong show now, and what is done once not count against the budget."""
+        zero = torch.zeros(self._op.shape[0], 2, dtype=self._op.dtype, device=self._op.device)
+        self._op @ zero[:, 0]
+        if self.trace_products:
+            self._op @ zero
+        self._rho()
+        self._op.num_products = 0
 
     def __repr__(self) -> str:
         head = f"SharpnessTracker({len(self.records)} measurements, {self.num_skipped} skipped"
