@@ -250,6 +250,30 @@ def test_train_then_curvature(run: Run, tmp_path: Path, data: str) -> None:
     assert whole["sequences"] == 40  # all there are, fewer than the default
 
 
+def test_interrupted_curvature(
+    run: Run, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found is shown, the rest is left out, and the exit code tells."""
+    from rtrl_ext.curvature import Hessian
+
+    folder = tmp_path / "r"
+    assert run("train", "--rule", "bptt", "--out", folder, data, *SMALL, "--curvature=none")[0] == 0
+    product, left = Hessian.__matmul__, [5]
+
+    def stopping(self: Hessian, v: torch.Tensor) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return product(self, v)
+
+    monkeypatch.setattr(Hessian, "__matmul__", stopping)
+    with pytest.warns(RuntimeWarning, match="eigsh: interrupted after 5"):
+        code, out, _ = run("curvature", folder, "--json", "--trace-products", "9")
+    found = json.loads(out)
+    assert code == 1 and not found["converged"] and found["products"] == 5
+    assert "trace" not in found and len(found["eigenvalues"]) == 1
+
+
 def test_train_refuses_folders_of_others(run: Run, tmp_path: Path, data: str) -> None:
     folder = tmp_path / "r"
     options = ["train", "--rule", "bptt", "--out", folder, data, "--curvature=none"]

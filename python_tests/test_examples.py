@@ -34,6 +34,20 @@ def test_hessian_edge():
     assert "2/η = 6.667" in out
 
 
+def test_sharpness_along_training(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "sharpness.png"
+    out = run(
+        "sharpness_along_training.py", "--iterations", "5", "--every", "2", "--rule", "eprop",
+        "--budget", "0", "--plot", str(picture),
+    )  # fmt: skip
+    rows = re.findall(r"^step +(\d+)  λ₁ +(\S+) .* ρ (\S+)  ηρλ₁ (\S+)$", out, re.M)
+    assert [int(step) for step, *_ in rows] == [0, 2, 4] and "measured 3 times" in out
+    for _, lambda1, rho, product in rows:
+        assert float(product) == pytest.approx(0.3 * float(rho) * float(lambda1), abs=2e-3)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_reward_modulated(tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "reward.png"

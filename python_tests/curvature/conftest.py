@@ -138,6 +138,20 @@ class Dense:
         return self.matrix @ v
 
 
+class Interrupting:
+    """An operator whose product number ``after`` (from 0) raises KeyboardInterrupt."""
+
+    def __init__(self, op, after):
+        self._op, self._left = op, after
+        self.shape, self.dtype, self.device = op.shape, op.dtype, op.device
+
+    def __matmul__(self, v):
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        return self._op @ v
+
+
 def with_spectrum(values, dtype=torch.float64, seed=0):
     """A dense operator with the given eigenvalues and random eigenvectors."""
     g = torch.Generator().manual_seed(seed)
@@ -153,6 +167,7 @@ def tools():
     return SimpleNamespace(
         Net=Net,
         Dense=Dense,
+        interrupting=Interrupting,
         problem=problem,
         with_spectrum=with_spectrum,
         dense_hessian=dense_hessian,

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import rtrl_ext as rx
 from rtrl_ext.curvature import EmpiricalFisher, GaussNewton, Hessian
 
 OPERATORS = [Hessian, GaussNewton, EmpiricalFisher]
@@ -257,6 +258,99 @@ def test_wrong_data_is_refused(tools, change, error, message):
     arguments = {"data": p.data} | change
     with pytest.raises(error, match=message):
         Hessian(p.net, p.loss_fn, **arguments)
+
+
+class Stored:
+    """An iterable that hands out one and the same iterator."""
+
+    def __init__(self, pairs):
+        self.pairs = iter(pairs)
+
+    def __iter__(self):
+        return (pair for pair in self.pairs)
+
+
+def test_an_iterable_that_is_used_up(tools):
+    p = tools.problem(batch=4)
+    pairs = [(p.x[:, [b]], p.target[:, [b]]) for b in range(4)]
+    op = Hessian(p.net, p.loss_fn, Stored(pairs))
+    v = torch.randn(op.shape[0], dtype=torch.float64)
+    assert close(op @ v, Hessian(p.net, p.loss_fn, p.data) @ v)
+    with pytest.raises(ValueError, match="gave 4 batches in the first pass and 0 now"):
+        op @ v
+
+    class Fewer:
+        def __iter__(self):
+            pairs.pop()
+            return iter(pairs)
+
+    op = Hessian(p.net, p.loss_fn, Fewer())
+    op @ v
+    with pytest.raises(ValueError, match="gave 2 batches in the first pass and 1 now"):
+        op @ v
+
+
+def test_packed_targets_are_weighted_by_their_data():
+    torch.manual_seed(0)
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rx.LeakyRNN(2, 3, leak=0.5, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    def pack(lengths):
+        steps = [torch.randn(t, 2).double() for t in lengths]
+        return nn.utils.rnn.pack_sequence(steps, enforce_sorted=False)
+
+    def packed_target(x):
+        return x._replace(data=torch.randn(len(x.data), 3).double())
+
+    def loss_fn(output, target):
+        return (output.data - target.data).square().mean()
+
+    net, first, second = Packed(), pack([5, 2]), pack([1, 7, 3])
+    data = [(x, packed_target(x)) for x in (first, second)]
+    v = torch.randn(Hessian(net, loss_fn, data).shape[0]).double()
+    parts = [Hessian(net, loss_fn, [pair]) @ v for pair in data]
+    expected = (7 * parts[0] + 11 * parts[1]) / 18
+    assert close(Hessian(net, loss_fn, data) @ v, expected)
+
+
+def test_fisher_of_packed_sequences(tools):
+    torch.manual_seed(0)
+
+    class Padded(tools.Net):
+        def forward(self, x):
+            y, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(x)[0])
+            return self.out(y)
+
+    lengths = torch.tensor([3, 5, 2, 5])
+    net, x = Padded(leak=0.4), torch.randn(5, 4, 2).double()
+    target = torch.randn(5, 4, 3).double()
+    target[torch.arange(5)[:, None] >= lengths] = 0.0
+    target[..., 0] = (torch.arange(5)[:, None] < lengths).double()  # says what is valid
+
+    def loss_fn(output, t):
+        return ((output - t) ** 2 * t[..., :1]).sum() / t[..., 0].sum()
+
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    rows = []
+    for b, t in enumerate(lengths.tolist()):
+        loss = loss_fn(net.out(net.rnn(x[:t, [b]])[0]), target[:t, [b]])
+        grads = torch.autograd.grad(loss, net.parameters())
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    g = torch.stack(rows)
+    assert close(EmpiricalFisher(net, loss_fn, (packed, target)).dense(), g.T @ g / 4)
+    batches = [
+        (nn.utils.rnn.pack_padded_sequence(x[:, s], lengths[s], enforce_sorted=False), target[:, s])
+        for s in (slice(0, 2), slice(2, 4))
+    ]
+    assert close(EmpiricalFisher(net, loss_fn, batches).dense(), g.T @ g / 4)
+    with pytest.raises(TypeError, match="x is PackedSequence; only tensors can be split"):
+        EmpiricalFisher(net, loss_fn, (packed, target), batch_size=1)
 
 
 def test_an_iterable_that_gives_nothing(tools):

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from rtrl_ext.curvature import Hessian
+from rtrl_ext.curvature import Hessian, SharpnessTracker, landscape, perturbation_sharpness
 
 
 def setting():
@@ -21,7 +21,21 @@ def share(rank, folder):
         net, x, target = setting()
         part = slice(0, 2) if rank == 0 else slice(2, 5)  # unequal shares
         op = Hessian(net, nn.MSELoss(), (x[:, part], target[:, part]))
-        torch.save((op.dense(), op.eigsh(k=2, tol=1e-8).values), f"{folder}/{rank}.pt")
+        data = x[:, part], target[:, part]
+        torch.manual_seed(rank)  # the first process's is taken
+        traces = [op.trace("hutchinson", 5).value, op.spectral_density(2, 4).quantile(0.5)]
+        assert not landscape(net, nn.MSELoss(), data, "random", 2, 0.5).loss.isnan().any()
+        rises = perturbation_sharpness(net, nn.MSELoss(), data, num=3).rises.tolist()
+        traces = torch.tensor(traces + rises)
+        plane = landscape(net, nn.MSELoss(), data, "random", 3, 0.5, seed=0)
+        rise = perturbation_sharpness(net, nn.MSELoss(), data, num=3, seed=0)
+        # the processes' clocks disagree on what the budget allows
+        ticks = (float(n) if rank == 0 else float(n**2) for n in range(1000))
+        tracker = SharpnessTracker(net, nn.MSELoss(), data, budget=0.6, clock=lambda: next(ticks))
+        for step in range(30):
+            tracker.update(step)
+        found = op.dense(), op.eigsh(k=2, tol=1e-8).values, plane.loss, rise.rises
+        torch.save((*found, traces, [r["step"] for r in tracker.records]), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -31,7 +45,18 @@ def test_shares_add_up(tmp_path):
     net, x, target = setting()
     op = Hessian(net, nn.MSELoss(), (x, target))
     mp.spawn(share, (str(tmp_path),), nprocs=2)
+    steps, seeded = [], []
     for rank in range(2):
-        dense, values = torch.load(tmp_path / f"{rank}.pt")
+        dense, values, plane, rises, drawn, measured = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(
+            plane, landscape(net, nn.MSELoss(), (x, target), "random", 3, 0.5, seed=0).loss
+        )
+        torch.testing.assert_close(
+            rises, perturbation_sharpness(net, nn.MSELoss(), (x, target), num=3, seed=0).rises
+        )
+        steps.append(measured)
+        seeded.append(drawn)
         torch.testing.assert_close(dense, op.dense(), rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(values, op.eigsh(k=2, tol=1e-8).values)
+    assert torch.equal(*seeded)  # the same probes in all processes
+    assert steps[0] == steps[1] and 1 < len(steps[0]) < 30

@@ -150,6 +150,7 @@ def test_hessian_of_a_network(tools):
         ({"k": 1.0}, TypeError, "k: got float"),
         ({"which": "SM"}, ValueError, "which: got 'SM', expected one of LM, LA, SA"),
         ({"tol": -1.0}, ValueError, "tol: got -1.0"),
+        ({"tol": 0}, ValueError, "tol: got 0, expected a number > 0"),
         ({"tol": math.nan}, ValueError, "tol: got nan"),
         ({"tol": "small"}, TypeError, "tol: got str"),
         ({"k": 2, "max_products": 3}, ValueError, "max_products: got 3, expected at least 2k = 4"),
@@ -227,3 +228,68 @@ def test_results_print_well(tools):
     op = tools.with_spectrum(SPECTRA["identity"])
     assert repr(eigsh(op)).startswith("EigshResult(values=[1], largest residual")
     assert "converged after" in repr(power_iteration(op))
+
+
+def test_power_iteration_keeps_its_history(tools):
+    op = tools.with_spectrum(SPECTRA["spread"])
+    found = power_iteration(op, max_iter=9)
+    assert found.history.shape == (9,) and float(found.history[-1]) == found.value
+    assert float(found.history[4]) == power_iteration(op, max_iter=5).value
+
+
+def test_interrupted_eigsh(tools):
+    op = tools.with_spectrum(SPECTRA["spread"])
+    whole = eigsh(op, 2, "LA", tol=1e-12, max_products=34)
+    with pytest.warns(RuntimeWarning, match="eigsh: interrupted after 32 of at most 300 products"):
+        found = eigsh(tools.interrupting(op, 16), 2, "LA", tol=1e-12)
+    assert found.interrupted and not found.converged and found.num_products == 32
+    assert not whole.converged and not whole.interrupted
+    torch.testing.assert_close(found.values, whole.values, rtol=1e-10, atol=0)
+    x = found.vectors
+    torch.testing.assert_close(x.T @ x, torch.eye(2).double())
+    residuals = (op.matrix @ x - x * found.values).norm(dim=0)
+    torch.testing.assert_close(residuals, found.residual_norms)
+    assert "interrupted" in repr(found)
+    with pytest.raises(KeyboardInterrupt):
+        eigsh(tools.interrupting(op, 0), 2)
+
+
+def test_interrupted_in_the_certificate(tools):
+    op = tools.with_spectrum(SPECTRA["one outlier"])
+    for products in range(1, 6):
+        if eigsh(op, 1, tol=1e-9).num_products == products + 1:
+            break
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        found = eigsh(tools.interrupting(op, products), 1, tol=1e-9)
+    assert found.interrupted and float(found.values[0]) == pytest.approx(7)
+    assert found.residual_norms.shape == (1,) and float(found.residual_norms) < 1e-8
+
+
+def test_interrupted_power_iteration(tools):
+    op = tools.with_spectrum(SPECTRA["spread"])
+    with pytest.warns(RuntimeWarning, match="interrupted after 7 of at most 500 iterations"):
+        found = power_iteration(tools.interrupting(op, 7))
+    same = power_iteration(op, max_iter=7)
+    assert found.interrupted and not found.converged and found.iterations == 7
+    assert found.value == same.value and found.norm == same.norm
+    assert torch.equal(found.vector, same.vector) and torch.equal(found.history, same.history)
+    with pytest.raises(KeyboardInterrupt):
+        power_iteration(tools.interrupting(op, 0))
+
+
+def test_plots_and_tables(tools):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("pandas")
+    op = tools.with_spectrum(SPECTRA["spread"])
+    pairs, power = eigsh(op, 3), power_iteration(op, max_iter=12)
+    ax = pairs.plot()
+    assert ax.lines[0].get_ydata().tolist() == pairs.values.tolist()
+    own = plt.figure().subplots()
+    assert power.plot(own) is own and own.lines[0].get_ydata().tolist() == power.history.tolist()
+    with pytest.raises(ValueError, match="ax: got 2 axes, expected 1"):
+        power.plot([own, own])
+    plt.close("all")
+    assert pairs.to_dataframe()["value"].to_list() == pairs.values.tolist()
+    table = power.to_dataframe()
+    assert table["iteration"].to_list() == list(range(1, 13))
+    assert table["value"].to_list() == power.history.tolist()

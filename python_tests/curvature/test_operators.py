@@ -1,5 +1,9 @@
 """Operators against dense matrices of an unfused reference, and as matrices."""
 
+import gc
+import math
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -248,6 +252,15 @@ def test_dense_refuses_what_is_too_large(tools):
         op.dense(max_bytes=size * size * 8 - 1)
 
 
+def test_dense_with_progress(tools, capsys):
+    p = tools.problem()
+    expected = Hessian(p.net, p.loss_fn, p.data).dense()
+    assert capsys.readouterr().err == ""
+    found = Hessian(p.net, p.loss_fn, p.data, progress=True).dense()
+    assert close(found, expected, 1e-12)
+    assert f"dense: 16/{len(expected)} products [" in capsys.readouterr().err
+
+
 def test_repr_names_the_blocks(tools):
     p = tools.problem()
     text = repr(GaussNewton(p.net, p.loss_fn, p.data, params=["out.bias"]))
@@ -335,7 +348,140 @@ def test_parameters_without_effect_have_zero_rows(tools, cls, route):
     assert at == 0 and float(matrix[:3].abs().max()) == 0 and float(matrix[3:].abs().max()) > 0
     only = cls(Spare(), p.loss_fn, p.data, params=["spare"])
     only._route.name = route
-    assert float(only.dense().abs().max()) == 0
+    with pytest.raises(ValueError, match=r"does not depend on any of the chosen .*: spare"):
+        only.dense()
+
+
+@pytest.mark.parametrize("cls", [Hessian, GaussNewton])
+def test_a_loss_that_is_linear_in_the_parameters_has_a_zero_hessian(tools, cls):
+    p = tools.problem()
+    op = cls(p.net, lambda o, t: o.mean(), p.data, params=["out.bias"])
+    assert float(op.dense().abs().max()) == 0
+    for constant in (lambda o, t: t.mean(), lambda o, t: o.detach().mean()):
+        op = cls(p.net, constant, p.data)
+        with pytest.raises(ValueError, match="loss does not depend on any of the chosen"):
+            op @ torch.ones(op.shape[0], dtype=torch.float64)
+
+
+def test_dependence_in_one_batch_suffices(tools):
+    class Switched(tools.Net):
+        def forward(self, x):
+            return super().forward(x) if x.shape[1] == 2 else x.sum(-1, keepdim=True)
+
+    p = tools.problem()
+    data = [(p.x[:, :1], p.target[:, :1]), (p.x[:, 1:], p.target[:, 1:])]
+    op = Hessian(Switched(), p.loss_fn, data)
+    zero = op @ torch.zeros(op.shape[0], dtype=torch.float64)  # a look at what it depends on
+    assert not bool(zero.any()) and bool(op.dense().any())
+
+
+@pytest.mark.parametrize("cls", OPERATORS)
+def test_values_that_are_not_finite_are_named(tools, cls):
+    def spoiled(t, at, value=float("nan")):
+        t = t.clone()
+        t[at] = value
+        return t
+
+    def loss_fn(output, t):  # whose curvature depends on the target
+        return ((output - t) ** 4).mean()
+
+    p = tools.problem(steps=4, batch=5)
+    v = torch.ones(cls(p.net, loss_fn, p.data).shape[0], dtype=torch.float64)
+    x, target = p.x, p.target
+    halves = [(x[:, :2], target[:, :2]), (spoiled(x[:, 2:], (3, 1, 0)), target[:, 2:])]
+    for data, direction, words in (
+        ((spoiled(x, (1, 2, 0)), target), v, r"data: x of batch 0 holds nan at \(1, 2, 0\), 1 of"),
+        ((x, spoiled(target, (0, 4), math.inf)), v, r"data: target of batch 0 holds inf at \(0, 4"),
+        (halves, v, r"data: x of batch 1 holds nan at \(3, 1, 0\)"),
+        (p.data, spoiled(v, 7), r"v holds nan at \(7,\)"),
+        (p.data, spoiled(torch.stack([v, v], 1), (7, 1)), r"v holds nan at \(7, 1\)"),
+    ):
+        op = cls(p.net, loss_fn, data)
+        with pytest.raises(ValueError, match=words):
+            op @ direction
+        assert op.num_products == 0
+    with torch.no_grad():
+        p.net.rnn.weight_ih_l0[1, 1] = math.nan
+    with pytest.raises(ValueError, match=r"params: 'rnn.weight_ih_l0' holds nan at \(1, 1\)"):
+        cls(p.net, loss_fn, p.data, params=["out.weight"]) @ v[:12]
+
+
+def test_values_that_are_masked_out_may_be_anything(tools):
+    p = tools.problem(steps=4, batch=5)
+    target = p.target.clone()
+    target[2:, 1] = math.nan
+
+    def loss_fn(output, t):
+        valid = ~t.isnan()
+        return (output - t)[valid].square().mean()
+
+    matrix = Hessian(p.net, loss_fn, (p.x, target)).dense()
+    assert close(matrix, tools.dense_hessian(p.plain, loss_fn, p.x, target))
+
+
+def test_blocks_leave_out_the_work_of_the_others(tools):
+    """With the readout alone no kernel of the recurrent layer's backward pass or tangents runs."""
+    p = tools.problem(leak=0.4)
+    for cls in (Hessian, GaussNewton):
+        op = cls(p.net, p.loss_fn, p.data, params=["out.weight"])
+        v = torch.randn(op.shape[0], 3, dtype=torch.float64)
+        op @ v
+        with torch.profiler.profile() as profile:
+            op @ v
+        names = {e.name for e in profile.events() if "::leaky_" in e.name}
+        assert names and all(name.endswith("forward") for name in names)
+
+
+@pytest.mark.parametrize("cls", [Hessian, GaussNewton])
+def test_passes_are_kept_within_the_memory(tools, cls):
+    p = tools.problem(steps=6, batch=6, leak=0.4)
+    calls = []
+    p.net.register_forward_pre_hook(lambda m, a: calls.append(a[0].shape[1]))
+    v = torch.randn(cls(p.net, p.loss_fn, p.data).shape[0], 4, dtype=torch.float64)
+    found = {}
+    # default: all three batches; 0: none
+    for memory, passes in ((None, 3), (0, 12)):
+        op = cls(p.net, p.loss_fn, p.data, batch_size=2, target_batch_dim=1, memory=memory)
+        calls.clear()
+        with op.at_fixed_point():
+            found[memory] = torch.stack([op @ v[:, i] for i in range(4)], 1)
+            kept = op._route._kept.bytes
+        assert len(calls) == passes and (kept > 0) == (memory is None)
+    part = cls(
+        p.net, p.loss_fn, p.data, batch_size=2, target_batch_dim=1, memory=2 * kept_of(op, p)
+    )
+    calls.clear()
+    with part.at_fixed_point():
+        some = torch.stack([part @ v[:, i] for i in range(4)], 1)
+        assert part._route._kept.bytes <= part.memory
+    assert len(calls) == 2 + 4  # two batches once, the third in every product
+    whole = cls(p.net, p.loss_fn, p.data) @ v
+    for result in (*found.values(), some):
+        assert close(result, whole, 1e-12)
+    with pytest.raises(ValueError, match="memory: got -1"):
+        cls(p.net, p.loss_fn, p.data, memory=-1)
+    with pytest.raises(TypeError, match="memory: got float"):
+        cls(p.net, p.loss_fn, p.data, memory=1e9)
+
+
+def kept_of(op, p):
+    """Bytes that one of the three batches' graphs holds."""
+    one = type(op)(p.net, p.loss_fn, (p.x[:, :2], p.target[:, :2]))
+    with one.at_fixed_point():
+        one @ torch.ones(one.shape[0], dtype=torch.float64)
+        return one._route._kept.bytes
+
+
+def test_kept_passes_are_freed(tools):
+    p = tools.problem(leak=0.4)
+    op = Hessian(p.net, p.loss_fn, p.data)
+    alive = []
+    p.net.rnn.register_forward_hook(lambda m, a, o: alive.append(weakref.ref(o[0].grad_fn)))
+    with op.at_fixed_point():
+        op @ torch.ones(op.shape[0], dtype=torch.float64)
+        assert alive[-1]() is not None
+    gc.collect()
+    assert alive[-1]() is None
 
 
 def test_outputs_that_hide_their_tensors(tools):

@@ -83,6 +83,39 @@ def test_weights_are_the_same_also_after_an_exception(tools):
         assert torch.equal(q, before[name])
 
 
+def test_interrupted(tools):
+    p = tools.problem()
+    calls = []
+
+    def loss_fn(output, target):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return nn.functional.mse_loss(output, target)
+
+    with pytest.warns(RuntimeWarning, match="interrupted after 5 of 20 perturbations"):
+        found = perturbation_sharpness(p.net, loss_fn, p.data, num=20, seed=0)
+    whole = perturbation_sharpness(p.net, p.loss_fn, p.data, num=20, seed=0)
+    assert found.interrupted and not found.converged and whole.converged
+    assert torch.equal(found.rises, whole.rises[:5])
+    assert found.mean == float(whole.rises[:5].mean())
+    calls[:] = [1] * 4
+    with pytest.raises(KeyboardInterrupt):
+        perturbation_sharpness(p.net, loss_fn, p.data, num=20, seed=0)
+
+
+def test_plot_table_and_progress(tools, capsys):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("pandas")
+    p = tools.problem()
+    found = perturbation_sharpness(p.net, p.loss_fn, p.data, num=20, seed=0, progress=True)
+    assert "perturbation sharpness: 1/20 perturbations" in capsys.readouterr().err
+    ax = found.plot()
+    assert ax.get_xlabel() == "rise of the loss" and len(ax.patches) > 1
+    plt.close("all")
+    assert found.to_dataframe()["rise"].to_list() == found.rises.tolist()
+
+
 def test_overflow_counts_as_infinite(tools):
     p = tools.problem()
 

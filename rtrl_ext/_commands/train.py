@@ -117,6 +117,7 @@ def curvature(arguments: argparse.Namespace) -> int:
     }
     if arguments.power:
         power = hessian.power_iteration()
+        cut = power.interrupted
         result.update(
             eigenvalues=[power.value], norm=power.norm, iterations=power.iterations,
             converged=power.converged,
@@ -125,20 +126,22 @@ def curvature(arguments: argparse.Namespace) -> int:
         if not 1 <= arguments.k <= hessian.shape[0]:
             raise UsageError(f"--k: got {arguments.k}, expected 1 to {hessian.shape[0]}")
         found = hessian.eigsh(k=arguments.k, which=arguments.which)
+        cut = found.interrupted
         result.update(
             eigenvalues=found.values.tolist(), residual_norms=found.residual_norms.tolist(),
             products=found.num_products, converged=found.converged,
         )  # fmt: skip
-    if arguments.trace_products:
+    if arguments.trace_products and not cut:
         trace = hessian.trace(
             method="hutchinson", num_products=arguments.trace_products, seed=arguments.seed
         )
+        cut = trace.interrupted
         result.update(trace=trace.value, trace_stderr=trace.stderr)
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:
         _print_table(result)
-    return 0
+    return 1 if cut else 0
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""Curvature of the true loss: operators with batched products, eigenpairs, trace, sharpness."""
+"""Curvature of the true loss: operators with batched products, and what is estimated from them."""
 
-from .eigen import EigshResult, PowerIterationResult, eigsh, power_iteration
+from ._results import EigshResult, PerturbationResult, PowerIterationResult, TraceResult
+from .eigen import eigsh, power_iteration
+from .landscape import Landscape, landscape
 from .operators import CurvatureOperator, EmpiricalFisher, GaussNewton, Hessian
-from .sharpness import PerturbationResult, perturbation_sharpness
-from .trace import TraceResult, trace
+from .sharpness import perturbation_sharpness
+from .spectral import SpectralDensity, spectral_density
+from .trace import trace
+from .tracker import SharpnessTracker
 
 __all__ = [
     "CurvatureOperator",
@@ -11,11 +15,16 @@ __all__ = [
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",
+    "Landscape",
     "PerturbationResult",
     "PowerIterationResult",
+    "SharpnessTracker",
+    "SpectralDensity",
     "TraceResult",
     "eigsh",
+    "landscape",
     "perturbation_sharpness",
     "power_iteration",
+    "spectral_density",
     "trace",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 Pair = tuple[Any, Any]
@@ -58,6 +59,7 @@ class Batches:
         )
         self.num_terms = num_terms
         self._pairs = self._source(data)
+        self._count: int | None = None  # pairs in a pass
         if isinstance(self._pairs, list):
             for pair in self._pairs:  # refuse now what no product could use
                 for _ in self._split(pair):
@@ -80,13 +82,19 @@ class Batches:
         return data
 
     def __iter__(self) -> Iterator[Pair]:
-        empty = True
+        count = 0
         with _replayed(self._pairs):
             for pair in self._pairs:
-                empty = False
+                count += 1
                 yield from self._split(_check_pair(pair))
-        if empty:
+        if self._count not in (None, count):
+            raise ValueError(
+                f"data: the iterable gave {self._count} batches in the first pass and {count} now; "
+                "expected the same in every pass: give a list, or an iterable that starts anew"
+            )
+        if count == 0:
             raise ValueError("data: the iterable gave no batch, expected at least one (x, target)")
+        self._count = count
 
     @property
     def single(self) -> bool:
@@ -96,7 +104,11 @@ class Batches:
     def weight(self, target: Any) -> float:
         """Number of valid terms in a piece's loss."""
         if self.num_terms is None:
-            leaves = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor)]
+            packed = [  # without their batch sizes and orders
+                t.data if isinstance(t, PackedSequence) else t
+                for t in pytree.tree_leaves(target, lambda t: isinstance(t, PackedSequence))
+            ]
+            leaves = [t for t in packed if isinstance(t, Tensor)]
             if not leaves:
                 raise TypeError(
                     f"target: got {type(target).__name__}, expected a tensor (or give num_terms=)"
@@ -123,6 +135,10 @@ class Batches:
 
     def dims(self, x: Any, target: Any) -> tuple[int, int, int]:
         """Number of sequences, and the dimensions of ``x`` and ``target`` that count them."""
+        packed = isinstance(x, PackedSequence) and isinstance(target, Tensor)
+        if packed and self.batch_size is None:  # nothing is to be split
+            count = int(x.batch_sizes[0])
+            return count, self.batch_dim, self._target_dim(target, count)
         for name, value in (("x", x), ("target", target)):
             if not isinstance(value, Tensor):
                 raise TypeError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from .. import _state
@@ -158,8 +159,8 @@ class Problem:
         """The losses (B,) of the single sequences, from one pass over the batch."""
         count, xdim, tdim = self.batches.dims(x, target)
         output = Leaves(self.output(point, x))
-        xdim, tdim = xdim % x.dim(), tdim % target.dim()
-        dims = self._output_dims(output.tensors, x, xdim, tdim)
+        xdim, tdim = xdim % _rank(x), tdim % target.dim()
+        dims = self._output_dims(output.tensors, x, count, xdim, tdim)
 
         def one(b: int) -> Tensor:
             parts = [o.narrow(d, b, 1) for o, d in zip(output.tensors, dims, strict=True)]
@@ -168,7 +169,7 @@ class Problem:
         return torch.stack([one(b) for b in range(count)])
 
     def _output_dims(
-        self, outputs: tuple[Tensor, ...], x: Tensor, xdim: int, tdim: int
+        self, outputs: tuple[Tensor, ...], x: Any, count: int, xdim: int, tdim: int
     ) -> list[int]:
         """The dimension of each output that counts the sequences: the one of their number.
 
@@ -176,7 +177,6 @@ class Problem:
         A model that fails with another number is taken to put it where ``x`` has it, in outputs of
         another rank where the target has it.
         """
-        count = x.shape[xdim]
         sizes = [[d for d, n in enumerate(o.shape) if n == count] for o in outputs]
         for o, possible in zip(outputs, sizes, strict=True):
             if not possible:
@@ -194,7 +194,7 @@ class Problem:
         dims = []
         for i, (o, possible) in enumerate(zip(outputs, sizes, strict=True)):
             if grown is None:
-                usual = xdim if o.dim() == x.dim() else tdim
+                usual = xdim if o.dim() == _rank(x) else tdim
                 found = [usual] if usual in possible else possible
             else:
                 found = [d for d in possible if grown[i][d : d + 1] == (count + 1,)]
@@ -208,8 +208,11 @@ class Problem:
         self._dims = dims
         return dims
 
-    def _shapes_with_one_more(self, x: Tensor, xdim: int) -> list[tuple[int, ...]] | None:
-        """The outputs' shapes for ``x`` and its first sequence again; None if the model fails."""
+    def _shapes_with_one_more(self, x: Any, xdim: int) -> list[tuple[int, ...]] | None:
+        """The outputs' shapes for ``x`` and its first sequence again; None if the model fails, or
+        for packed sequences."""
+        if isinstance(x, PackedSequence):
+            return None
         more = torch.cat([x, x.narrow(xdim, 0, 1)], xdim)
         point = self.point()
         with torch.no_grad(), kept_random_state(next(iter(point.values())).device):
@@ -219,6 +222,11 @@ class Problem:
                 raise
             except Exception:
                 return None
+
+
+def _rank(x: Any) -> int:
+    """Number of dimensions of a batch, that of the padded one for packed sequences."""
+    return x.data.dim() + 1 if isinstance(x, PackedSequence) else x.dim()
 
 
 def _buffer_copies(model: nn.Module) -> dict[str, Tensor]:

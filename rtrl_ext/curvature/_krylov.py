@@ -67,8 +67,17 @@ def rayleigh_ritz(basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     ``image`` is the operator times ``basis``. The basis may be orthonormal to rounding only: the
     generalized problem is solved in float64.
     """
-    gram = inner(basis, basis)
-    a = inner(basis, image)
+    return ritz(inner(basis, basis), inner(basis, image))
+
+
+def extended(matrix: Tensor, columns: Tensor) -> Tensor:
+    """The symmetric ``matrix`` (m, m) with new last ``columns`` (m + b, b), and rows like them."""
+    top = torch.cat([matrix, columns[: matrix.shape[0]]], 1)
+    return torch.cat([top, columns.t()], 0)
+
+
+def ritz(gram: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from the basis's Gram matrix (m, m) and its products with the image (m, m)."""
     chol = torch.linalg.cholesky((gram + gram.t()) / 2)
     half = torch.linalg.solve_triangular(chol, (a + a.t()) / 2, upper=False)
     reduced = torch.linalg.solve_triangular(chol, half.t(), upper=False)

@@ -1,28 +1,38 @@
-"""A line on standard error that counts products while a solver runs."""
+"""A line on standard error that counts products, or other work, while a solver runs."""
 
 import sys
 import time
+
+_WIDTH = 20
 
 
 class Progress:
     """Rewrites one line at most ten times a second; does nothing when ``enabled`` is False."""
 
-    def __init__(self, label: str, total: int | None, enabled: bool) -> None:
+    def __init__(
+        self, label: str, total: int | None, enabled: bool, unit: str = "products"
+    ) -> None:
         self._label = label
         self._total = total
         self._enabled = enabled
+        self._unit = unit
         self._last = 0.0
         self._shown = False
 
     def update(self, done: int, note: str = "") -> None:
-        """Show ``done`` products and a short note."""
+        """Show the units ``done`` and a short note."""
         now = time.monotonic()
         if not self._enabled or now - self._last < 0.1:
             return
         self._last = now
         self._shown = True
         of = f"/{self._total}" if self._total else ""
-        sys.stderr.write(f"\r\x1b[K{self._label}: {done}{of} products{'; ' + note if note else ''}")
+        bar = ""
+        if self._total:
+            full = min(_WIDTH, _WIDTH * done // self._total)
+            bar = f" [{'#' * full}{' ' * (_WIDTH - full)}]"
+        note = f"; {note}" if note else ""
+        sys.stderr.write(f"\r\x1b[K{self._label}: {done}{of} {self._unit}{bar}{note}")
         sys.stderr.flush()
 
     def __enter__(self) -> "Progress":

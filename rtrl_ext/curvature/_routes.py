@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .._inspection import Inspection
 from ._evaluation import Problem
-from ._products import Graph, Product, RowProduct
+from ._kept import Kept
+from ._products import Graph, Product
 
 MOST_DIRECTIONS = 16
 MEMORY = 2**30  # bytes, for the tangents of one call
@@ -35,20 +36,19 @@ class Route:
         self._forward = forward
         self._graph = graph
         self._singly = singly
-        self._kept: RowProduct | None = None
-        self._keeping = False
+        self._kept: Kept | None = None
         self._pass: Inspection | None = None
         self.name: str | None = None
         """"forward over reverse" or "double backward" for several directions; None before."""
 
     @contextlib.contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Inside, data and parameters don't change and there is one batch: keep its graph."""
-        self._keeping = True
+    def keeping(self, memory: float) -> Iterator[None]:
+        """Inside, data and parameters don't change: keep graphs of up to ``memory`` bytes."""
+        outer, self._kept = self._kept, self._kept or Kept(memory)
         try:
             yield
         finally:
-            self._keeping, self._kept = False, None
+            self._kept = outer
 
     def directions(self, problem: Problem, rows: Tensor, x: Any) -> int:
         """How many of the directions ``rows`` (k, P) to put into one call, by size and memory."""
@@ -63,33 +63,44 @@ class Route:
         return max(1, most)
 
     def __call__(
-        self, problem: Problem, rows: Tensor, x: Any, target: Any, chunk_size: int | None = None
+        self,
+        problem: Problem,
+        rows: Tensor,
+        x: Any,
+        target: Any,
+        chunk_size: int | None = None,
+        batch: int = 0,
     ) -> Tensor:
-        """The product of ``rows`` (k, P) on one batch, ``chunk_size`` directions at a time."""
+        """The product of ``rows`` (k, P) on batch number ``batch``, ``chunk_size`` at a time."""
         chunk = chunk_size or self.directions(problem, rows, x)
         if self.name == "double backward" or (self._singly and chunk == 1):
             try:
-                return self._by_graph(problem, rows, x, target, chunk)
+                return self._by_graph(problem, rows, x, target, chunk, batch)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # no second derivative in reverse mode: forward mode may have one
                 if self.name == "double backward":
                     raise
-                self._singly, self._kept = False, None
+                self._singly = False
+                if self._kept is not None:
+                    self._kept.clear()
         parts = []
         for part in rows.split(chunk):
             if self.name is None:
-                parts.append(self._first(problem, part, x, target))
+                parts.append(self._first(problem, part, x, target, batch))
             elif self.name == "double backward":
-                parts.append(self._by_graph(problem, part, x, target, chunk))
+                parts.append(self._by_graph(problem, part, x, target, chunk, batch))
             else:
                 parts.append(self._forward(problem, part, x, target))
         return torch.cat(parts).detach()
 
-    def _by_graph(self, problem: Problem, rows: Tensor, x: Any, target: Any, chunk: int) -> Tensor:
-        product = self._kept or self._graph(problem, x, target)
-        if self._keeping:
-            self._kept = product
+    def _by_graph(
+        self, problem: Problem, rows: Tensor, x: Any, target: Any, chunk: int, batch: int
+    ) -> Tensor:
+        if self._kept is None:
+            product = self._graph(problem, x, target)
+        else:
+            product = self._kept.get(batch, lambda: self._graph(problem, x, target))
         return torch.cat([product(part).detach() for part in rows.split(chunk)])
 
     def _inspected(self, problem: Problem, x: Any) -> Inspection:
@@ -100,7 +111,7 @@ class Route:
                 problem.output(problem.point(), x)
         return self._pass
 
-    def _first(self, problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
+    def _first(self, problem: Problem, rows: Tensor, x: Any, target: Any, batch: int) -> Tensor:
         foreign = ", ".join(sorted(self._inspected(problem, x).foreign))
         if foreign:
             reason = f"operators of other libraries may lack forward-mode derivatives: {foreign}"
@@ -115,7 +126,7 @@ class Route:
             except RuntimeError as error:  # NotImplementedError included
                 reason = str(error).strip().splitlines()[0]
                 where = _module_of(error, problem.model)
-        result = self._by_graph(problem, rows, x, target, rows.shape[0])
+        result = self._by_graph(problem, rows, x, target, rows.shape[0], batch)
         self.name = "double backward"
         warnings.warn(
             f"rtrl_ext.curvature: {where} has no batched forward-over-reverse products ({reason}); "

@@ -1,66 +1,27 @@
 """Extreme eigenpairs by a restarted block Krylov method, and the power iteration."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._krylov import combine, inner, norms, orthonormal_part, rayleigh_ritz, wanted
-from ._progress import Progress
+from ._krylov import (
+    combine,
+    extended,
+    inner,
+    norms,
+    orthonormal_part,
+    rayleigh_ritz,
+    ritz,
+    wanted,
+)
+from ._results import EigshResult, PowerIterationResult
+from ._solver import apply, fixed_point, interrupted, progress_of
 
 WHICH = ("LM", "LA", "SA")
 _SEED = 0
 _NOISE = 0.1
-
-
-@dataclass(frozen=True)
-class EigshResult:
-    """Eigenpairs with their certificate.
-
-    ``values`` (k,) and ``vectors`` (P, k) in the operator's dtype; ``residual_norms`` (k,) are
-    ``‖H x - λ x‖`` from a product with the returned unit vectors; ``converged`` says whether all
-    of them are at most ``tol * |λ_max|``. ``num_products`` counts products with single vectors.
-    """
-
-    values: Tensor
-    vectors: Tensor
-    residual_norms: Tensor
-    num_products: int
-    converged: bool
-
-    def __repr__(self) -> str:
-        values = ", ".join(f"{v:.6g}" for v in self.values.tolist())
-        worst = float(self.residual_norms.max())
-        state = "converged" if self.converged else "not converged"
-        return (
-            f"EigshResult(values=[{values}], largest residual {worst:.2g}, {state} "
-            f"after {self.num_products} products)"
-        )
-
-
-@dataclass(frozen=True)
-class PowerIterationResult:
-    """``value = vᵀHv`` (signed), ``norm = ‖Hv‖``, both of the unit ``vector`` v (P,).
-
-    ``converged``: the quotient has settled and ``norm`` is ``|value|`` within 1 %. A larger
-    ``norm`` means that v is no eigenvector, for instance because +λ and -λ are both present.
-    """
-
-    value: float
-    norm: float
-    vector: Tensor
-    iterations: int
-    converged: bool
-
-    def __repr__(self) -> str:
-        state = "converged" if self.converged else "not converged"
-        return (
-            f"PowerIterationResult(value={self.value:.6g}, norm={self.norm:.6g}, {state} "
-            f"after {self.iterations} iterations)"
-        )
 
 
 def eigsh(
@@ -91,7 +52,8 @@ def eigsh(
             these are close to the wanted ones.
 
     Returns:
-        ``EigshResult``. The start is seeded: the same call gives the same result.
+        ``EigshResult``. The start is seeded: the same call gives the same result. Interrupted
+        (``KeyboardInterrupt``) after its first products, the best pairs so far, ``interrupted``.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, value or shape.
@@ -99,7 +61,7 @@ def eigsh(
     """
     k, max_products = _check(op.shape[0], k, which, tol, max_products)
     start = _start(op, k, v0)
-    with _fixed_point(op), _progress(op, "eigsh", max_products) as progress:
+    with fixed_point(op), progress_of(op, "eigsh", max_products) as progress:
         return _search(op, start, k, which, tol, max_products, progress)
 
 
@@ -108,53 +70,82 @@ def _search(
 ) -> EigshResult:
     size = op.shape[0]
     capacity = min(size, max(3 * k + 20, 5 * k))
-    image = _apply(op, basis)
+    state = basis, apply(op, basis)
+    gram, projected = inner(basis, basis), inner(*state)
     used = k
     lam_max = 0.0
-    while True:
-        values, coeff = rayleigh_ritz(basis, image)
-        lam_max = max(lam_max, float(values.abs().max()))
-        order = wanted(values, which)
-        pick = order[:k]
-        residual = combine(image, coeff[:, pick]) - combine(basis, coeff[:, pick] * values[pick])
-        lengths = norms(residual)
-        open_ = lengths > tol * lam_max
-        progress.update(used, f"residual {float(lengths.max()):.2g} of {lam_max:.4g}")
-        room = max_products - k - used
-        if not bool(open_.any()) or room < 1 or basis.shape[1] >= size:
-            break
-        # residuals of Ritz vectors span the next Krylov block
-        new = orthonormal_part(residual[:, open_] / lengths[open_].to(residual.dtype), basis)
-        if new.shape[1] == 0:  # rounding errors only
-            break
-        new = new[:, :room]
-        if basis.shape[1] + new.shape[1] > capacity:
-            keep = order[: 2 * k + 8]
-            basis, image = combine(basis, coeff[:, keep]), combine(image, coeff[:, keep])
-        basis = torch.cat([basis, new], 1)
-        image = torch.cat([image, _apply(op, new)], 1)
-        used += new.shape[1]
-    return _certified(op, combine(basis, coeff[:, pick]), which, tol, lam_max, used)
+    whole = True
+    try:
+        while True:
+            basis, image = state
+            values, coeff = ritz(gram, projected)
+            lam_max = max(lam_max, float(values.abs().max()))
+            order = wanted(values, which)
+            pick = order[:k]
+            residual = _residuals(basis, image, values[pick], coeff[:, pick])
+            lengths = norms(residual)
+            open_ = lengths > tol * lam_max
+            progress.update(used, f"residual {float(lengths.max()):.2g} of {lam_max:.4g}")
+            room = max_products - k - used
+            if not bool(open_.any()) or room < 1 or basis.shape[1] >= size:
+                break
+            # residuals of Ritz vectors span the next Krylov block
+            new = orthonormal_part(residual[:, open_] / lengths[open_].to(residual.dtype), basis)
+            if new.shape[1] == 0:  # rounding errors only
+                break
+            new = new[:, :room]
+            if basis.shape[1] + new.shape[1] > capacity:
+                keep = order[: 2 * k + 8]
+                basis, image = combine(basis, coeff[:, keep]), combine(image, coeff[:, keep])
+                gram, projected = inner(basis, basis), inner(basis, image)
+            new_image = apply(op, new)
+            state = torch.cat([basis, new], 1), torch.cat([image, new_image], 1)
+            gram = extended(gram, inner(state[0], new))
+            projected = extended(projected, inner(state[0], new_image))
+            used += new.shape[1]
+        x = combine(basis, coeff[:, pick])
+        x = (x.double() / norms(x)).to(x.dtype)
+        # the certificate: a product with the vectors that are returned
+        state = x, apply(op, x)
+        used += x.shape[1]
+    except KeyboardInterrupt:
+        whole = False
+        interrupted("eigsh", f"{used} of at most {max_products} products")
+    return _certified(*state, k, which, tol, lam_max, used, whole)
+
+
+def _residuals(basis: Tensor, image: Tensor, values: Tensor, coeff: Tensor) -> Tensor:
+    return combine(image, coeff) - combine(basis, coeff * values)
 
 
 def _certified(
-    op: Any, x: Tensor, which: str, tol: float, lam_max: float, used: int
+    basis: Tensor,
+    image: Tensor,
+    k: int,
+    which: str,
+    tol: float,
+    lam_max: float,
+    used: int,
+    whole: bool,
 ) -> EigshResult:
-    """Residuals by a product with the vectors that are returned."""
-    x = (x.double() / norms(x)).to(x.dtype)
-    hx = _apply(op, x)
-    values, coeff = rayleigh_ritz(x, hx)
-    order = wanted(values, which)
-    values, coeff = values[order], coeff[:, order]
-    vectors = combine(x, coeff)
-    residuals = norms(hx.double() @ coeff - vectors.double() * values)
+    """The best pairs in a basis, with residuals from its products."""
+    values, coeff = rayleigh_ritz(basis, image)
+    order = wanted(values, which)[:k]
     lam_max = max(lam_max, float(values.abs().max()))
+    values, coeff = values[order], coeff[:, order]
+    vectors = combine(basis, coeff)
+    residuals = norms(
+        image.double() @ coeff - vectors.double() * values
+        if whole
+        else _residuals(basis, image, values, coeff)
+    )
     return EigshResult(
-        values=values.to(x.dtype),
+        values=values.to(basis.dtype),
         vectors=vectors,
-        residual_norms=residuals.to(x.dtype),
-        num_products=used + x.shape[1],
-        converged=bool((residuals <= tol * lam_max).all()),
+        residual_norms=residuals.to(basis.dtype),
+        num_products=used,
+        converged=whole and bool((residuals <= tol * lam_max).all()),
+        interrupted=not whole,
     )
 
 
@@ -187,15 +178,6 @@ def _random(op: Any, columns: int) -> Tensor:
     return torch.randn(op.shape[0], columns, generator=g, dtype=op.dtype).to(op.device)
 
 
-def _apply(op: Any, v: Tensor) -> Tensor:
-    result = op @ v
-    if not bool(torch.isfinite(result).all()):
-        raise RuntimeError(
-            "a product is not finite: the loss or its derivatives overflow at these parameters"
-        )
-    return result
-
-
 def _check(size: int, k: Any, which: Any, tol: Any, max_products: Any) -> tuple[int, int]:
     for name, value in (("k", k), ("max_products", max_products)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -216,10 +198,12 @@ def _check(size: int, k: Any, which: Any, tol: Any, max_products: Any) -> tuple[
 
 
 def _check_tol(tol: Any) -> None:
-    if not isinstance(tol, int | float):
+    if isinstance(tol, bool) or not isinstance(tol, int | float):
         raise TypeError(f"tol: got {type(tol).__name__}, expected a number")
-    if not tol >= 0:
-        raise ValueError(f"tol: got {tol}, expected a number >= 0")
+    if not tol > 0:
+        raise ValueError(
+            f"tol: got {tol}, expected a number > 0: rounding errors keep every residual above 0"
+        )
 
 
 def power_iteration(
@@ -251,29 +235,35 @@ def power_iteration(
     v = _random(op, 1) if v0 is None else _check_v0(op, v0)
     if v.shape[1] != 1:
         raise ValueError(f"v0: got shape {tuple(v.shape)}, expected ({op.shape[0]},)")
-    with _fixed_point(op), _progress(op, "power iteration", max_iter) as progress:
+    with fixed_point(op), progress_of(op, "power iteration", max_iter) as progress:
         return _power(op, v / norms(v).to(v.dtype), tol, max_iter, progress)
 
 
 def _power(op: Any, v: Tensor, tol: float, max_iter: int, progress: Any) -> PowerIterationResult:
-    value = math.nan
-    for iteration in range(1, max_iter + 1):
-        hv = _apply(op, v[:, 0]).unsqueeze(1)
-        length = float(norms(v))
-        before, value = value, float(inner(v, hv)) / length**2
-        norm = float(norms(hv)) / length
-        progress.update(iteration, f"{value:.6g}")
-        settled = norm == 0 or abs(value - before) <= tol * abs(value)
-        if settled or iteration == max_iter:
-            break
-        v = (hv.double() / norms(hv)).to(hv.dtype)
+    # per iteration: Rayleigh quotient, ‖Hv‖, v
+    last: tuple[float, float, Tensor] | None = None
+    history: list[float] = []
+    settled = False
+    try:
+        for iteration in range(1, max_iter + 1):
+            hv = apply(op, v[:, 0]).unsqueeze(1)
+            length = float(norms(v))
+            value, norm = float(inner(v, hv)) / length**2, float(norms(hv)) / length
+            settled = norm == 0 or (bool(history) and abs(value - history[-1]) <= tol * abs(value))
+            last = value, norm, v[:, 0]
+            history.append(value)
+            progress.update(iteration, f"{value:.6g}")
+            if settled:
+                break
+            v = (hv.double() / norms(hv)).to(hv.dtype)
+        stopped = False
+    except KeyboardInterrupt:
+        if last is None:
+            raise
+        stopped, settled = True, False
+        interrupted("power_iteration", f"{len(history)} of at most {max_iter} iterations")
+    assert last is not None  # max_iter >= 1
+    value, norm, vector = last
     converged = settled and norm <= 1.01 * abs(value)
-    return PowerIterationResult(value, norm, v[:, 0], iteration, converged)
-
-
-def _fixed_point(op: Any) -> AbstractContextManager[Any]:
-    return op.at_fixed_point() if hasattr(op, "at_fixed_point") else nullcontext()
-
-
-def _progress(op: Any, label: str, total: int) -> Progress:
-    return Progress(label, total, bool(getattr(op, "progress", False)))
+    quotients = torch.tensor(history, dtype=torch.float64)
+    return PowerIterationResult(value, norm, vector, len(history), converged, quotients, stopped)

@@ -1,25 +1,28 @@
 """Curvature matrices as operators: Hessian, Gauss-Newton, empirical Fisher."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import _products as products
 from ._data import Batches
-from ._distributed import all_reduced
+from ._diagnosis import depends, name_not_finite
+from ._distributed import agreed, all_reduced
+from ._estimators import Estimators
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
+from ._progress import Progress
 from ._routes import Route
+from ._solver import PIECE
 
-if TYPE_CHECKING:
-    from .eigen import EigshResult, PowerIterationResult
-    from .trace import TraceResult
+MEMORY = 2**30  # bytes, for kept passes of several batches
 
 
-class CurvatureOperator:
+class CurvatureOperator(Estimators):
     """A symmetric matrix (P, P) of which only products are formed; see the subclasses.
 
     The loss is ``loss_fn(model(x), target)``, a mean over its terms; over several batches it is the
@@ -44,6 +47,9 @@ class CurvatureOperator:
             default ``target.numel()``. Give it where targets are padded or ignored.
         target_batch_dim: dimension of the target that counts sequences; default ``batch_dim`` if
             that dimension has the batch's size, else 0.
+        memory: bytes that the passes kept from product to product of a solver may take; what does
+            not fit is computed again in each product. Default: one batch's pass always, of several
+            batches as many as fit into a gibibyte.
         chunk_size: so many directions in one batched call; default by size and memory, at most 16.
         progress: show a line on standard error while a solver runs.
 
@@ -68,6 +74,7 @@ class CurvatureOperator:
         num_terms: Callable[[Any], int] | None = None,
         target_batch_dim: int | None = None,
         chunk_size: int | None = None,
+        memory: int | None = None,
         progress: bool = False,
     ) -> None:
         model = unwrap(model)
@@ -77,6 +84,10 @@ class CurvatureOperator:
             raise TypeError(f"chunk_size: got {type(chunk_size).__name__}, expected an integer")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1")
+        if isinstance(memory, bool) or not isinstance(memory, int | None):
+            raise TypeError(f"memory: got {type(memory).__name__}, expected an integer of bytes")
+        if memory is not None and memory < 0:
+            raise ValueError(f"memory: got {memory}, expected at least 0 bytes")
         self._batches = Batches(
             data,
             batch_size=batch_size,
@@ -89,8 +100,10 @@ class CurvatureOperator:
         self._size = size(chosen)
         self._first = next(iter(chosen.values()))
         self.chunk_size = chunk_size
+        self.memory = memory
         self.progress = progress
         self.num_products = 0
+        self._depends = False  # known to
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,24 +174,38 @@ class CurvatureOperator:
                     continue
                 problem.seed = SEED + i
                 total += weight
-                part = self._route(problem, rows, x, target, self.chunk_size)
+                part = self._route(problem, rows, x, target, self.chunk_size, i)
                 result += self._scale(weight) * part
             total = all_reduced(result, total)
-        if total == 0:
-            raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
+            if total == 0:
+                raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
+            self._examine(rows, result)
         self.num_products += rows.shape[0]
         return result / total
+
+    def _examine(self, rows: Tensor, result: Tensor) -> None:
+        """ValueError for a product that is not finite or zero for a reason that can be named."""
+        if not bool(torch.isfinite(result).all()):
+            name_not_finite(self._problem, rows)
+        elif not self._depends and not bool(result.any()):
+            independent = not depends(self._problem, self._problem.params)
+            if agreed(independent, self.device):
+                raise ValueError(
+                    "loss_fn: the loss does not depend on any of the chosen parameters: "
+                    f"{', '.join(self.param_names[:4])}"
+                )
+            self._depends = True
 
     @contextmanager
     def at_fixed_point(self) -> Iterator[None]:
         """For many products at unchanged parameters: products with one vector keep the primal pass.
 
-        Only if the data is one batch, since the kept graph takes a batch's memory.
+        As far as ``memory`` goes.
         """
-        if self._batches.single:
-            with self._route.keeping():
-                yield
-        else:
+        memory: float = MEMORY if self.memory is None else self.memory
+        if self.memory is None and self._batches.single:
+            memory = math.inf  # in work it takes as much
+        with self._route.keeping(memory):
             yield
 
     def _weight(self, x: Any, target: Any) -> float:
@@ -201,8 +228,18 @@ class CurvatureOperator:
                 f"{need / 2**30:.3g} GiB, more than max_bytes = {max_bytes / 2**30:.3g} GiB; "
                 "choose fewer parameters (params=) or use products"
             )
-        eye = torch.eye(self._size, dtype=self.dtype, device=self.device)
-        return self._rows(eye).t()
+        if not self.progress:
+            return self._rows(torch.eye(self._size, dtype=self.dtype, device=self.device)).t()
+        parts = []
+        with self.at_fixed_point(), Progress("dense", self._size, True) as line:
+            for start in range(0, self._size, PIECE):
+                rows = torch.zeros(
+                    min(PIECE, self._size - start), self._size, dtype=self.dtype, device=self.device
+                )
+                rows.diagonal(start).fill_(1)
+                parts.append(self._rows(rows))
+                line.update(start + len(rows))
+        return torch.cat(parts).t()
 
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays.
@@ -213,35 +250,6 @@ class CurvatureOperator:
         from ._scipy import to_scipy
 
         return to_scipy(self)
-
-    def eigsh(
-        self,
-        k: int = 1,
-        which: str = "LM",
-        tol: float = 1e-4,
-        max_products: int | None = None,
-        v0: Tensor | None = None,
-    ) -> "EigshResult":
-        """k extreme eigenpairs by a block Krylov method; see ``curvature.eigen.eigsh``."""
-        from .eigen import eigsh
-
-        return eigsh(self, k, which, tol, max_products, v0)
-
-    def power_iteration(
-        self, tol: float | None = None, max_iter: int = 500, v0: Tensor | None = None
-    ) -> "PowerIterationResult":
-        """The eigenvalue of largest modulus; see ``curvature.eigen.power_iteration``."""
-        from .eigen import power_iteration
-
-        return power_iteration(self, tol, max_iter, v0)
-
-    def trace(
-        self, method: str = "hutch++", num_products: int = 100, seed: int | None = None
-    ) -> "TraceResult":
-        """The trace by random probes; see ``curvature.trace.trace``."""
-        from .trace import trace
-
-        return trace(self, method, num_products, seed)
 
 
 class Hessian(CurvatureOperator):

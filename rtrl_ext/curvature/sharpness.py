@@ -2,37 +2,20 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._data import Batches
-from ._evaluation import SEED, Problem, check_modules, evaluating
+from ._diagnosis import name_not_finite
+from ._evaluation import Problem, check_modules, evaluating
+from ._loss import mean_loss
 from ._params import select, unwrap
+from ._progress import Progress
+from ._results import PerturbationResult
+from ._solver import check_count, interrupted
 from .trace import generator
-
-
-@dataclass(frozen=True)
-class PerturbationResult:
-    """Rise of the loss over ``num`` perturbations: ``mean``, its ``stderr``, ``max``.
-
-    ``loss`` is the loss at the unperturbed weights, ``rises`` (num,) the single rises, float64.
-    A perturbed loss that is not finite counts as infinite.
-    """
-
-    mean: float
-    max: float
-    stderr: float
-    loss: float
-    rises: Tensor = field(repr=False)
-
-    def __repr__(self) -> str:
-        return (
-            f"PerturbationResult(mean={self.mean:.6g} +- {self.stderr:.2g}, max={self.max:.6g}, "
-            f"loss={self.loss:.6g}, num={self.rises.numel()})"
-        )
 
 
 def perturbation_sharpness(
@@ -44,6 +27,7 @@ def perturbation_sharpness(
     seed: int | None = None,
     *,
     num_terms: Callable[[Any], int] | None = None,
+    progress: bool = False,
 ) -> PerturbationResult:
     """Mean and maximum rise of the loss under Gaussian noise on the weights.
 
@@ -58,6 +42,11 @@ def perturbation_sharpness(
         num: number of perturbations, at least 2.
         seed: of the noise; None takes a new one for every call, derived from torch's initial seed.
         num_terms: weight of a batch, default ``target.numel()``.
+        progress: show a line on standard error.
+
+    Returns:
+        ``PerturbationResult``. Interrupted (``KeyboardInterrupt``) after two perturbations or more,
+        that of those done.
 
     Raises:
         TypeError, ValueError: an argument of wrong type or value; the loss is not finite at the
@@ -67,10 +56,7 @@ def perturbation_sharpness(
         raise TypeError(f"sigma_rel: got {type(sigma_rel).__name__}, expected a number")
     if not (sigma_rel >= 0 and math.isfinite(sigma_rel)):
         raise ValueError(f"sigma_rel: got {sigma_rel}, expected a finite number >= 0")
-    if isinstance(num, bool) or not isinstance(num, int):
-        raise TypeError(f"num: got {type(num).__name__}, expected an integer")
-    if num < 2:
-        raise ValueError(f"num: got {num}, expected at least 2")
+    check_count("num", num, 2)
     model = unwrap(model)
     params = select(model, None)
     check_modules(model)
@@ -78,39 +64,40 @@ def perturbation_sharpness(
     g = generator(seed)
     device = next(iter(params.values())).device
     rises = torch.empty(num, dtype=torch.float64)
-    with evaluating(model, device), torch.no_grad():
+    with (
+        evaluating(model, device),
+        torch.no_grad(),
+        Progress("perturbation sharpness", num, progress, "perturbations") as line,
+    ):
         center = {name: p.clone() for name, p in problem.point().items()}
-        base = _loss(problem, center)
+        base = mean_loss(problem, center)
         if not math.isfinite(base):
+            name_not_finite(problem)
             raise ValueError(f"loss_fn: the loss is {base} at the unperturbed weights")
         scale = {n: sigma_rel * float(p.double().square().mean().sqrt()) for n, p in center.items()}
-        for i in range(num):
-            moved = {
-                name: p
-                + (scale[name] * torch.randn(p.shape, generator=g, dtype=torch.float64)).to(p)
-                for name, p in center.items()
-            }
-            rise = _loss(problem, moved) - base
-            rises[i] = rise if math.isfinite(rise) else math.inf
+        done = 0
+        try:
+            for i in range(num):
+                moved = {
+                    name: p
+                    + (scale[name] * torch.randn(p.shape, generator=g, dtype=torch.float64)).to(p)
+                    for name, p in center.items()
+                }
+                rise = mean_loss(problem, moved) - base
+                rises[i] = rise if math.isfinite(rise) else math.inf
+                done = i + 1
+                line.update(done)
+        except KeyboardInterrupt:
+            if done < 2:
+                raise
+            interrupted("perturbation_sharpness", f"{done} of {num} perturbations")
+    rises = rises[:done]
     return PerturbationResult(
         mean=float(rises.mean()),
         max=float(rises.max()),
-        stderr=float(rises.std() / math.sqrt(num)),
+        stderr=float(rises.std() / math.sqrt(done)),
         loss=base,
         rises=rises,
+        converged=done == num,
+        interrupted=done < num,
     )
-
-
-def _loss(problem: Problem, point: dict[str, Tensor]) -> float:
-    """The mean loss over all terms of all batches."""
-    total = terms = 0.0
-    for i, (x, target) in enumerate(problem.batches):
-        weight = problem.batches.weight(target)
-        if weight == 0:
-            continue
-        problem.seed = SEED + i
-        total += weight * float(problem.value(point, x, target))
-        terms += weight
-    if terms == 0:
-        raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
-    return total / terms

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import CurvatureOperator, Hessian
+from ..curvature._solver import uninterrupted
 from .config import Settings
 from .network import RECURRENT
 
@@ -70,7 +71,9 @@ class CurvatureSchedule:
             return self._power()
         found = {}
         for name, operator in self._operators.items():
-            result = operator.eigsh(k=1, tol=1e-2, max_products=self.settings.final_products + 1)
+            result = uninterrupted(
+                operator.eigsh(k=1, tol=1e-2, max_products=self.settings.final_products + 1)
+            )
             self.vectors[name] = result.vectors[:, 0]
             found[name] = float(result.values[0])
         self._first = dict(self.vectors)
@@ -132,7 +135,8 @@ class CurvatureSchedule:
         return found
 
     def _power(self) -> dict[str, float]:
-        return {"lambda1": self._operators["lambda1"].power_iteration(max_iter=500).value}
+        found = uninterrupted(self._operators["lambda1"].power_iteration(max_iter=500))
+        return {"lambda1": found.value}
 
     def _log_spaced(self, iteration: int) -> bool:
         count, rest = divmod(iteration, self.settings.eval_every)

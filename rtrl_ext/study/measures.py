@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import diagnostics
 from ..curvature import Hessian
+from ..curvature._solver import uninterrupted
 from ..tasks import Task
 from .config import Settings
 from .network import RECURRENT, Data
@@ -87,7 +88,9 @@ def final_curvature(
     full = Hessian(model, loss_fn, train)
     heldout = Hessian(model, loss_fn, test, params=[RECURRENT])
     lambda1 = _leading(block, settings, vectors.get("lambda1"))
-    trace = block.trace(method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED)
+    trace = uninterrupted(
+        block.trace(method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED)
+    )
     weight = model.get_parameter(RECURRENT)
     return {
         "lambda1": lambda1,
@@ -102,6 +105,7 @@ def final_curvature(
 
 def _leading(operator: Hessian, settings: Settings, start: Tensor | None) -> float:
     if settings.curvature == "power":
-        return operator.power_iteration(max_iter=settings.final_products).value
+        return uninterrupted(operator.power_iteration(max_iter=settings.final_products)).value
     products = settings.final_products
-    return float(operator.eigsh(k=1, tol=1e-2, max_products=products, v0=start).values[0])
+    found = uninterrupted(operator.eigsh(k=1, tol=1e-2, max_products=products, v0=start))
+    return float(found.values[0])
