@@ -21,7 +21,7 @@ from torch.autograd import Function
 from . import _formulas, _state
 from ._cells import CELLS, Adjoints, Cell, Pass
 from ._formulas import EXACT, SECOND_ORDER, Rule, Written, fit
-from ._kernels import vmap_by_folding
+from ._kernels import use_functions, vmap_by_folding
 from ._recurrence_tangents import BackwardJvp, ForwardJvp, once_only, or_zeros, split, zeros
 
 Grads = tuple[Tensor | None, ...]
@@ -131,6 +131,10 @@ def gradients(
         matrix = None if rule.policy == _formulas.LOCAL else p.w if transport is None else transport
         if plain:
             adjoints = cell.backward(gy, finals, p, matrix, rule, want)
+        elif _state.explicit() and rule != EXACT:
+            once_only(cell)
+            with use_functions():
+                adjoints = cell.backward(gy, finals, p, matrix, rule, want)
         else:
             adjoints = Backward.run(cell, gy, finals, p, handle, matrix, rule, want)
     delta = adjoints.delta

@@ -3,6 +3,7 @@
 from .alignment import Alignment, alignment
 from .explain import Explanation, LayerCost, ModeCost, explain
 from .liveness import LayerLiveness, Liveness, LivenessByPath, liveness
+from .stability import Stability, stability
 from .verify import ParameterCheck, Verification, verify
 from .weight_change import WeightChange, weight_change
 
@@ -15,11 +16,13 @@ __all__ = [
     "LivenessByPath",
     "ModeCost",
     "ParameterCheck",
+    "Stability",
     "Verification",
     "WeightChange",
     "alignment",
     "explain",
     "liveness",
+    "stability",
     "verify",
     "weight_change",
 ]

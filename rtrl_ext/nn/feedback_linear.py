@@ -39,7 +39,7 @@ class _FeedbackProduct(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, weight, feedback = ctx.saved_tensors
         gx, gw = _gradients(g, x, feedback, ctx.needs_input_grad)
-        if gx is not None:
+        if gx is not None and not _state.explicit():
             (gx,) = refuse(_SECOND, [gx], [x, weight])
         return gx, gw, None
 
