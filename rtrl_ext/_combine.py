@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _state
 from ._autograd import in_transform
 from ._dispatch import COMPILED_TRANSFORM
-from ._refuse import Refuse
+from ._refuse import Refuse, Undifferentiable
 from .rules.wrappers import Wrapper
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "leak")
@@ -90,7 +90,7 @@ class Fork(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         each = zip(tangents[2:], ctx.saved_tensors[1:], strict=True)
         full = [torch.zeros_like(p) if t is None else t for t, p in each]
-        return tuple(t.view_as(t) for t in full * ctx.plan.count)
+        return Undifferentiable.apply(_SECOND, *full * ctx.plan.count)
 
 
 class _CompiledFork(torch.autograd.Function):
