@@ -44,10 +44,9 @@ def test_second_derivatives_without_transforms(cell):
     values = tuple(c.at[name].clone().requires_grad_() for name in labels)
     v = tuple(c.tangents[name][0] for name in labels)
     functional = torch.autograd.functional
-    found = functional.vhp(flat(c.run), values, v)
-    close(found, functional.hvp(flat(c.loop), values, v))
-    with pytest.raises(RuntimeError, match="third order"):  # it differentiates the product again
-        functional.hvp(flat(c.run), values, v)
+    product = functional.hvp(flat(c.loop), values, v)
+    close(functional.vhp(flat(c.run), values, v), product)
+    close(functional.hvp(flat(c.run), values, v), product)  # it transposes a transposed product
     expected = functional.hessian(flat(c.loop), values)
     close(functional.hessian(flat(c.run), values), expected)
     close(functional.hessian(flat(c.run), values, vectorize=True), expected)
@@ -68,11 +67,54 @@ def test_second_derivatives_without_transforms(cell):
     close(second, functional.hvp(flat(c.loop), at, v)[1])
 
 
-ORDERS = [(jacfwd, jacfwd), (jacrev, jacfwd), (jacrev, jacrev, jacrev), (jacfwd, jacfwd, jacrev)]
+def ids(order):
+    return " ".join(f.__name__ for f in order)
+
+
+OUTSIDE = [(jacfwd, jacfwd), (jacrev, jacfwd)]
 
 
 @pytest.mark.usefixtures("route")
-@pytest.mark.parametrize("order", ORDERS, ids=lambda o: " ".join(f.__name__ for f in o))
+@pytest.mark.parametrize("order", OUTSIDE, ids=ids)
+@pytest.mark.parametrize("lengths", [None, (3, 4)])
+def test_derivatives_of_tangents(cell, order, lengths):
+    """Transforms outside of forward mode go through the reference."""
+    c = Case(cell, lengths=lengths)
+    at = {name: c.at[name] for name in ("weight_hh_l0", "bias_hh_l0", "x")}
+
+    def of(run):
+        def f(p):
+            return c.loss(run)({**c.at, **p})
+
+        for transform in reversed(order):
+            f = transform(f)
+        return f(at)
+
+    found, expected = (torch.utils._pytree.tree_leaves(of(run)) for run in (c.run, c.loop))
+    scale = max(float(e.abs().max()) for e in expected)
+    for a, e in zip(found, expected, strict=True):
+        assert float((a - e).abs().max()) < 1e-10 * scale
+
+
+@pytest.mark.usefixtures("route")
+def test_a_third_derivative_outside_of_forward_mode(cell):
+    c = Case(cell)
+    v = c.tangent()
+
+    def of(run):
+        def twice(p):
+            return jvp(lambda q: jvp(c.loss(run), (q,), (v,))[1], (p,), (v,))[1]
+
+        return grad(twice)(c.at)
+
+    close(of(c.run), of(c.loop))
+
+
+ORDERS = [(jacrev, jacrev, jacrev), (jacfwd, jacfwd, jacrev)]
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("order", ORDERS, ids=ids)
 def test_orders_not_offered_are_refused(cell, order):
     c = Case(cell)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _state
 from ._autograd import in_transform
 from ._dispatch import COMPILED_TRANSFORM
-from ._refuse import Refuse
+from ._refuse import Refuse, Undifferentiable
 from .rules.wrappers import Wrapper
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "leak")
@@ -80,6 +80,8 @@ class Fork(torch.autograd.Function):
         if _state.backward_override() is not None:
             return None, None, *grads[: len(plan.names)]
         made = _combined(plan, grads, ctx.needs_input_grad[2:], ctx.saved_tensors[0])
+        if _state.explicit():
+            return None, None, *made
         there = [g for g in made if g is not None]
         refused = iter(Refuse.apply(_SECOND, *there) if there else ())
         return None, None, *(None if g is None else next(refused) for g in made)
@@ -88,7 +90,7 @@ class Fork(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         each = zip(tangents[2:], ctx.saved_tensors[1:], strict=True)
         full = [torch.zeros_like(p) if t is None else t for t, p in each]
-        return tuple(t.view_as(t) for t in full * ctx.plan.count)
+        return Undifferentiable.apply(_SECOND, *full * ctx.plan.count)
 
 
 class _CompiledFork(torch.autograd.Function):
@@ -148,6 +150,39 @@ class Join:
     @staticmethod
     def apply(*copies: Tensor) -> Any:
         return (_CompiledJoin if torch.compiler.is_compiling() else _Join).apply(*copies)
+
+
+class _Stop(torch.autograd.Function):
+    """The identity; a gradient that arrives ends here, a tangent goes through."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:  # type: ignore[override]
+        return None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None) -> Any:  # type: ignore[override]
+        return None if tangent is None else tangent.view_as(tangent)
+
+
+def stopped(x: Any) -> Any:
+    """A tensor or None, ``x`` without its gradient.
+
+    Under ``explicit_rules`` it still moves with the parameters: a detached one would pass for a
+    constant of the rule's gradient.
+    """
+    if x is None or not _state.explicit():
+        return None if x is None else x.detach()
+    return _Stop.apply(x)
 
 
 def fork(

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _state
 from ._dtypes import computed
 from ._refuse import refuse
 from .reference.activations import ratio, slope
-from .reference.leaky_rnn import FULL, LOCAL, RATE
+from .reference.leaky_rnn import FULL, LOCAL, RATE, leaky_backward
 
 SECOND_ORDER = (
     "the gradient of a learning rule other than BPTT has no second derivative that is a Hessian: "
@@ -172,6 +173,8 @@ def gradients(
         if modulator is not None:
             gy, gs_n = modulated(modulator, gy, gs_n, s.form, s.lengths)
         matrix = None if rule.policy == LOCAL else s.w if transport is None else transport
+        if _state.explicit() and not plain and rule != EXACT:
+            backward = leaky_backward
         want_lam = want_lam or (not plain and rule.policy == FULL)
         delta, gy0, gs0, lam = backward(
             gy, gaux, gs_n, s.y, s.aux, matrix, s.leak, s.lengths, s.form, s.act, s.unit_leak,
@@ -199,7 +202,9 @@ def _written(
     history = LeakyHistory(y, s.aux, y0, s0, w, s.leak, s.lengths, s.form, s.act, s.unit_leak)
     delta, gy0, gs0, lam = rule.adjoint(history, gy, gs_n, want_lam)
     adjoints = (delta.to(dtype), gy0.to(dtype), gs0.to(dtype), lam)
-    return adjoints if plain else refuse(SECOND_ORDER, adjoints, (s.y, s.w, s.y0, s.s0))
+    if plain or _state.explicit():
+        return adjoints
+    return refuse(SECOND_ORDER, adjoints, (s.y, s.w, s.y0, s.s0))
 
 
 def with_lead(x: Tensor | None, dims: int) -> Tensor | None:

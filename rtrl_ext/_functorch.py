@@ -6,6 +6,7 @@ calls one kernel. Under ``vmap`` the vmapped dimension becomes, or multiplies, t
 dimension. The registered operations have the same derivatives.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,16 @@ from torch.autograd import Function
 from . import _formulas, _state
 from ._formulas import EXACT, SECOND_ORDER, Rule, Saved, Written, fit, rows
 from ._kernels import LENGTHS_AT, NAMESPACES, kernels, vmap_by_folding
-from ._last import THIRD_ORDER, BackwardTangent, ForwardTangent
+from ._last import (
+    FORWARD,
+    THIRD_ORDER,
+    BackwardTangent,
+    ForwardTangent,
+    note_arguments,
+    refuse_primal,
+)
+from ._nested import differentiated, tangents_of
+from .reference.leaky_rnn import leaky_forward
 
 Grads = tuple[Tensor | None, ...]
 
@@ -26,6 +36,10 @@ def _zeros(like: Tensor, lead: int = 1) -> Tensor:
 
 def _leads(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(0 if x is None else x.shape[0] for x in tensors)
+
+
+def _with_flags(function: Any, flags: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+    return function(*tensors, *flags)
 
 
 class Forward(Function):
@@ -53,7 +67,8 @@ class Forward(Function):
         pre, y0, s0, w, leak, lengths, form, act, unit_leak, *rest = inputs
         transport, modulator, rule = rest or (None, None, EXACT)
         y, aux, _ = output
-        tensors = (y, aux, y0, s0, w, leak, lengths, transport, modulator)
+        nested = pre if torch._C._are_functorch_transforms_active() else None
+        tensors = (y, aux, y0, s0, w, leak, lengths, transport, modulator, nested)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -62,7 +77,7 @@ class Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Grads:
-        saved = Saved._make((*ctx.saved_tensors, *ctx.flags, ctx.rule, ctx.pre_lead))
+        saved = Saved._make((*ctx.saved_tensors[:9], *ctx.flags, ctx.rule, ctx.pre_lead))
         override = _state.backward_override()
         gy, gaux, gs_n = grads
         gaux = None if gaux is None or gaux.dim() == 1 else gaux
@@ -74,7 +89,12 @@ class Forward(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         dpre, dy0, ds0, dw, dleak = tangents[:5]
-        y, aux, y0, s0, w, leak, lengths = ctx.saved_tensors[:7]
+        y, aux, y0, s0, w, leak, lengths, _, _, pre = ctx.saved_tensors
+        if differentiated(pre, y0, s0, w, leak, *tangents[:5]):
+            run: Any = partial(_with_flags, leaky_forward, ctx.flags)
+            theta = (pre, y0, s0, w, leak, lengths)
+            dy, daux, ds_n = tangents_of(run, theta, tangents[:5], ctx.rule == EXACT)
+            return dy, daux, ds_n
         if dw is not None:
             before = _formulas.shifted(y0, y)
             moved = torch.matmul(rows(before), dw.transpose(1, 2))
@@ -173,6 +193,50 @@ class ForwardJvp(ForwardTangent):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
         return kernels().leaky_forward_jvp(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *_, y, aux, y0, s0, w, leak, lengths, form, act, unit_leak, _ = inputs
+        ctx.save_for_backward(y, aux, y0, s0, w, leak, lengths)
+        ctx.set_materialize_grads(False)
+        ctx.flags = (form, act, unit_leak)
+        ctx.leads = _leads(*inputs[:4])
+        note_arguments(ctx, inputs, range(4, 10))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Grads:
+        """By the tangents alone: of a linear map, whose transpose is the backward pass."""
+        refuse_primal(ctx, FORWARD)
+        y, aux, y0, s0, w, leak, lengths = ctx.saved_tensors
+        form, act, unit_leak = ctx.flags
+        c_dy, c_daux, c_ds_n, c_du = cotangents
+        c_daux = None if unit_leak else c_daux
+        first = None
+        if c_du is not None:  # du = dpre + W dy_{t-1}
+            if lengths is not None:
+                time = torch.arange(y.shape[1], device=y.device)[:, None]
+                c_du = torch.where((time < lengths).unsqueeze(-1), c_du, 0.0)
+            moved = torch.matmul(rows(c_du), w)
+            moved = moved.reshape(moved.shape[0], *c_du.shape[1:])
+            first = moved[:, 0]
+            moved = torch.cat([moved[:, 1:], torch.zeros_like(moved[:, :1])], 1)
+            c_dy = moved if c_dy is None else c_dy + moved
+        delta, gy0, gs0, lam = Backward.apply(
+            c_dy, c_daux, c_ds_n, y, aux, w, leak, lengths, *ctx.flags, *EXACT, True
+        )
+        g_leak = None
+        if ctx.leads[3]:
+            none = (None, None, None)
+            saved = Saved(y, aux, y0, s0, w, leak, *none, form, act, unit_leak, EXACT, 1)
+            g_leak = _formulas.leak_gradient(saved, delta, lam)
+        if c_du is not None:
+            delta = delta + c_du
+        made = (delta, gy0 if first is None else gy0 + first, gs0, g_leak)
+        fitted = (
+            None if g is None or lead == 0 else fit(g, lead)
+            for g, lead in zip(made, ctx.leads, strict=True)
+        )
+        return (*fitted, *(None,) * 11)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

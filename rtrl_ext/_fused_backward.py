@@ -202,7 +202,10 @@ def _transposed(ctx: Any, cotangents: Tensors) -> Tensors:
     c_dx, c_du, c_dw, c_db, c_delta, c_gy0, c_gs0, c_lam = cotangents
     form, act, unit_leak = ctx.flags
     own = form != RATE or unit_leak  # phi is y
-    if c_delta is None and c_lam is None:
+    # torch.autograd.functional.hvp differentiates by the cotangents, which the fused tangents can't
+    again = torch.is_grad_enabled() and not in_transform()
+    again = again and any(c is not None and c.requires_grad for c in cotangents)
+    if c_delta is None and c_lam is None and not again:
         bent = act in BENT
         moving = lead(c_dx, c_du, c_db, c_gy0, c_gs0, c_dw)
         dy, _, ds_n, bend = ForwardJvp.apply(

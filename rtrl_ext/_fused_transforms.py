@@ -5,6 +5,7 @@ tangents always carry a leading dimension of k directions, into which ``vmap`` f
 ``vmap(jvp(grad(loss)))`` over k directions is one call of each operation.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from ._kernels import (
     NEED_X,
     one_by_one,
 )
+from ._nested import differentiated, tangents_of
+from .reference.leaky_rnn import leaky_forward
 
 
 def _constant(x: Tensor) -> bool:
@@ -60,6 +63,26 @@ def _needs(ctx: Any) -> int:
     )
 
 
+def _reference(
+    flags: tuple[int, int, bool],
+    x: Tensor,
+    w_ih: Tensor,
+    bias: Tensor | None,
+    y0: Tensor | None,
+    s0: Tensor | None,
+    w: Tensor,
+    leak: Tensor,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``Forward`` gives, in plain PyTorch."""
+    pre = torch.nn.functional.linear(x, w_ih, bias).unsqueeze(0)
+    zero = torch.zeros_like(pre[:, 0])
+    first, state = (zero if s is None else s.unsqueeze(0) for s in (y0, s0))
+    weight, k = w.unsqueeze(0), leak.unsqueeze(0)
+    y, aux, s_n = leaky_forward(pre, first, state, weight, k, lengths, *flags)
+    return y.squeeze(0), aux if flags[2] else aux.squeeze(0), s_n.squeeze(0)
+
+
 class Forward(Function):
     """(y, aux, s_n) of (x, w_ih, bias, y0, s0, w, leak, lengths, form, act, unit_leak)."""
 
@@ -70,9 +93,9 @@ class Forward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, w_ih, _, y0, s0, w, leak, lengths, *flags = inputs
+        x, w_ih, bias, y0, s0, w, leak, lengths, *flags = inputs
         y, aux, _ = output
-        tensors = (x, w_ih, y, aux, y0, s0, w, leak, lengths)
+        tensors = (x, w_ih, y, aux, y0, s0, w, leak, lengths, bias)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -85,7 +108,7 @@ class Forward(Function):
         gy, gaux, gs_n = grads
         if ctx.flags[2]:
             gaux = None
-        x, w_ih, y, aux, y0, _, w, leak, lengths = ctx.saved_tensors
+        x, w_ih, y, aux, y0, _, w, leak, lengths, _ = ctx.saved_tensors
         needs = _needs(ctx)
         if gy is None and gaux is None and gs_n is None:
             return (None,) * 11
@@ -114,8 +137,13 @@ class Forward(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensors:
+        x, w_ih, y, aux, y0, s0, w, leak, lengths, bias = ctx.saved_tensors
+        primals = (x, w_ih, bias, y0, s0, w)
+        if differentiated(*primals, *tangents[:6]):
+            run = partial(_reference, ctx.flags)
+            dy, daux, ds_n = tangents_of(run, (*primals, leak, lengths), tangents[:6])
+            return dy, None if ctx.flags[2] else daux, ds_n
         dx, dw_ih, dbias, dy0, ds0, dw = lead(*tangents[:6])
-        x, w_ih, y, aux, y0, s0, w, leak, lengths = ctx.saved_tensors
         dy, daux, ds_n, _ = ForwardJvp.apply(
             dx, dw_ih, dbias, dy0, ds0, dw, x, w_ih, y, aux, y0, s0, w, leak, lengths,
             *ctx.flags, 1, False, None,

@@ -6,12 +6,14 @@ tangents carry a leading dimension of k directions, into which ``vmap`` folds it
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ._cells import CELLS
 from ._formulas import EXACT
 from ._fused_backward import lead
 from ._fused_tangents import fold
@@ -23,8 +25,19 @@ from ._kernels import (
     NEED_WEIGHT,
     NEED_X,
     one_by_one,
+    use_functions,
 )
-from ._last import THIRD_ORDER, BackwardTangent, ForwardTangent
+from ._last import (
+    BACKWARD,
+    FORWARD,
+    THIRD_ORDER,
+    BackwardTangent,
+    ForwardTangent,
+    note_arguments,
+    refuse_primal,
+)
+from ._nested import differentiated, tangents_of
+from ._refuse import refuse
 
 Tensors = tuple[Tensor | None, ...]
 BITS = (
@@ -54,6 +67,31 @@ def _some(x: Tensor) -> Tensor | None:
 def _asked(cotangents: Tensors, needs: int) -> Tensors:
     """Cotangents of the gradients that were made."""
     return tuple(c if needs & bit else None for c, bit in zip(cotangents, BITS, strict=True))
+
+
+def _reference(
+    number: int,
+    lengths: Tensor | None,
+    x: Tensor,
+    w_ih: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w: Tensor,
+) -> tuple[Tensor, ...]:
+    """(y, *final states, aux) in plain PyTorch."""
+    cell, n = CELLS[("gru", "lstm")[number]], w.shape[1]
+    bias, units = cell.biases(b_ih, b_hh, n, w)
+    pre = torch.nn.functional.linear(x, w_ih, bias).unsqueeze(0)
+    zero = pre.new_zeros(1, x.shape[1], n)
+    given = (h0, c0)[: cell.num_states]
+    states = tuple(zero if s is None else s.unsqueeze(0) for s in given)
+    with use_functions():
+        y, finals, kept = cell.forward(
+            pre, w.unsqueeze(0), tuple(u.unsqueeze(0) for u in units), states, lengths, ()
+        )
+    return tuple(t.squeeze(0) for t in (y, *finals, *kept))
 
 
 class Forward(Function):
@@ -93,7 +131,12 @@ class Forward(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensors:
-        lengths, x, w_ih, _, _, h0, c0, w, y, aux = ctx.saved_tensors
+        lengths, *theta, y, aux = ctx.saved_tensors
+        if differentiated(*theta, *tangents[2:]):
+            run = partial(_reference, ctx.cell)
+            made = tangents_of(run, (lengths, *theta), (None, *tangents[2:]))
+            return made if ctx.cell else (*made[:2], None, made[2])
+        x, w_ih, _, _, h0, c0, w = theta
         dy, dh_n, dc_n, daux = ForwardJvp.apply(
             ctx.cell, lengths, 1, *lead(*tangents[2:]), x, w_ih, h0, c0, w, y, aux
         )
@@ -186,6 +229,38 @@ class ForwardJvp(ForwardTangent):
         return dy, dh_n, dc_n, daux
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        cell, lengths, k, *_, x, w_ih, h0, c0, w, y, aux = inputs
+        ctx.save_for_backward(lengths, x, w_ih, h0, c0, w, y, aux)
+        ctx.set_materialize_grads(False)
+        ctx.cell, ctx.size = cell, k
+        ctx.given = [t is not None for t in inputs[3:10]]
+        note_arguments(ctx, inputs, range(10, 17))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Tensors:
+        """By the tangents alone: of a linear map, whose transpose is the backward pass."""
+        refuse_primal(ctx, FORWARD)
+        lengths, x, w_ih, h0, c0, w, y, aux = ctx.saved_tensors
+        c_dy, c_dh, c_dc, c_daux = cotangents
+        if c_daux is not None:
+            raise RuntimeError(THIRD_ORDER.format(what=FORWARD))
+        c_dc = None if ctx.cell == 0 else c_dc
+        each = []
+        with torch.no_grad():
+            for i in range(ctx.size):
+                given = (None if c is None else c[i] for c in (c_dy, c_dh, c_dc))
+                out = _OPS.gated_layer_backward.default(
+                    ctx.cell, *given, x, y, aux, h0, c0, w_ih, w, lengths,
+                    EXACT.policy, EXACT.window, EXACT.decay, bits(ctx.given), False,
+                )  # fmt: skip
+                each.append(in_order(out))
+            stacked = [torch.stack(parts) for parts in zip(*each, strict=True)]
+        made = _once(stacked, (c_dy, c_dh, c_dc, x, w_ih, h0, c0, w, y))
+        grads = (g if given else None for g, given in zip(made, ctx.given, strict=True))
+        return (*(None,) * 3, *grads, *(None,) * 7)
+
+    @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return fold(ForwardJvp, info.batch_size, in_dims, args)
 
@@ -208,5 +283,41 @@ class BackwardJvp(BackwardTangent):
         return in_order(out)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        cell, lengths, k, needs, *moving = inputs[:14]
+        ctx.save_for_backward(lengths, *inputs[16:])
+        ctx.set_materialize_grads(False)
+        ctx.cell, ctx.size, ctx.needs = cell, k, needs
+        ctx.given = [t is not None for t in moving]
+        note_arguments(ctx, inputs, range(16, 26))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Tensors:
+        """By the tangents alone, dy and daux among those of θ: of a linear map, symmetric in θ."""
+        refuse_primal(ctx, BACKWARD)
+        lengths, *primal = ctx.saved_tensors
+        x, w_ih, h0, c0, w, y, aux, *_ = primal
+        with torch.no_grad():
+            c = _asked(cotangents, ctx.needs)
+            dy, dh_n, dc_n, daux = ForwardJvp.apply(
+                ctx.cell, lengths, ctx.size, *c, x, w_ih, h0, c0, w, y, aux
+            )
+            out = BackwardJvp.apply(
+                ctx.cell, lengths, ctx.size, bits(ctx.given[3:]), None, None, None, *c, dy, daux,
+                *primal,
+            )  # fmt: skip
+        made = _once([dy, dh_n, dc_n, *out], (*cotangents, *primal))
+        grads = (g if given else None for g, given in zip(made, ctx.given, strict=True))
+        return (*(None,) * 4, *grads, *(None,) * 12)
+
+    @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         return fold(BackwardJvp, info.batch_size, in_dims, args)
+
+
+def _once(made: Sequence[Tensor], of: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """Gradients of a tangent, made outside autograd: differentiating them again is refused."""
+    there = [t for t in of if t is not None and t.requires_grad]
+    if not torch.is_grad_enabled() or not there:
+        return made
+    return refuse(THIRD_ORDER.format(what=BACKWARD), made, there)

@@ -69,7 +69,7 @@ def gated_layer(
     n = weight_hh.shape[-1]
     gates = connected(mask, cell.gates)
     w = weight_hh if gates is None else torch.where(gates, weight_hh, 0.0)
-    spec = rule.policy(w.detach(), w.new_ones(n))
+    spec = rule.policy(_state.constant(w), w.new_ones(n))
     theta = (x, weight_ih, bias_ih, bias_hh, *states, *(None,) * (2 - len(states)), w)
     exact = _state.exact_enabled() or (spec["policy"] == FULL and not spec.get("window"))
     if (exact or not in_transform()) and _gated_fused.available(theta, drive):
@@ -116,10 +116,10 @@ def under_wrapper(
     copies = _combine.fork(rule, state, mask, parameters)
     inside = state.setdefault("inside", {"layer": state.get("layer", 0)})
     results = [run(x, states, **copies[0], drive=drive, rule=rule.rule, state=inside)]
-    fixed = None if drive is None else drive.detach()
-    start = tuple(None if s is None else s.detach() for s in states)
+    fixed, apart = _combine.stopped(drive), _combine.stopped(x)
+    start = tuple(_combine.stopped(s) for s in states)
     for copy, reference in zip(copies[1:], rule.references(), strict=True):
-        results.append(run(x.detach(), start, **copy, drive=fixed, rule=reference))
+        results.append(run(apart, start, **copy, drive=fixed, rule=reference))
     if len(results) == 1:
         return results[0]
     ys, finals = zip(*results, strict=True)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _formulas, _functorch
+from . import _formulas, _functorch, _state
 from ._adjoint import Adjoint
 from ._autograd import in_transform
 from ._kernels import kernels
 from .reference import activations
-from .reference.leaky_rnn import LOCAL, VOLTAGE
+from .reference.leaky_rnn import LOCAL, VOLTAGE, leaky_backward
 
 
 def times(x: Tensor, m: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ class LeakyHistory:
             transport = None
         elif transport is None:
             transport = self.w
-        run = _functorch.Backward.apply if in_transform() else kernels().leaky_backward
+        run: Any = _functorch.Backward.apply if in_transform() else kernels().leaky_backward
+        if _state.explicit() and in_transform():
+            run = leaky_backward
         return Adjoint(
             *run(
                 gy, None, gs_n, self.y, self.aux, transport, self.leak, self.lengths, *self.flags,

@@ -137,7 +137,7 @@ def leaky_layer(
     full = ((pre, 4), (y0, 3), (h0, 3), (w, 3), (leak, 2))
     if any(t.dim() == rank for t, rank in full):
         pre, y0, h0, w, leak = (t if t.dim() == rank else t.unsqueeze(0) for t, rank in full)
-    spec = rule.policy(w.detach(), leak.detach())
+    spec = rule.policy(_state.constant(w), _state.constant(leak))
     if spec.get("transport") is not None:  # a product of w and leak, in the latter's dtype
         spec["transport"] = spec["transport"].to(w.dtype)
     y, h_n = _dispatch.leaky_core(
@@ -164,10 +164,10 @@ def _wrapped_layer(
     inside = state.setdefault("inside", {"layer": state.get("layer", 0)})
     results = [leaky_layer(x, h0, **copies[0], **options, rule=rule.rule, state=inside)]
     drive = options.pop("drive")
-    start = None if h0 is None else h0.detach()
-    options["drive"] = None if drive is None else drive.detach()
+    fixed, start = _combine.stopped(x), _combine.stopped(h0)
+    options["drive"] = _combine.stopped(drive)
     for copy, reference in zip(copies[1:], rule.references(), strict=True):
-        results.append(leaky_layer(x.detach(), start, **copy, **options, rule=reference))
+        results.append(leaky_layer(fixed, start, **copy, **options, rule=reference))
     ys, finals = zip(*results, strict=True)
     if len(results) == 1:
         return results[0]

@@ -21,8 +21,9 @@ from torch.autograd import Function
 from . import _formulas, _state
 from ._cells import CELLS, Adjoints, Cell, Pass
 from ._formulas import EXACT, SECOND_ORDER, Rule, Written, fit
-from ._kernels import vmap_by_folding
-from ._recurrence_tangents import BackwardJvp, ForwardJvp, once_only, or_zeros, split, zeros
+from ._kernels import use_functions, vmap_by_folding
+from ._nested import differentiated, tangents_of
+from ._recurrence_tangents import BackwardJvp, Curve, ForwardJvp, once_only, or_zeros, split, zeros
 
 Grads = tuple[Tensor | None, ...]
 
@@ -66,6 +67,17 @@ class Forward(Function):
         cell = CELLS[ctx.name]
         once_only(cell)
         _, _, _, pre, p = _saved(ctx)
+        theta = (pre, p.w, *p.units, *p.states)
+        if differentiated(*theta, *tangents[6:]):
+
+            def run(lengths: Tensor | None, pre: Tensor, w: Tensor, *rest: Tensor) -> Grads:
+                units, states = split(rest, cell.num_units)
+                with use_functions():
+                    y, finals, kept = cell.forward(pre, w, units, states, lengths, p.options)
+                return y, *finals, *kept
+
+            moving = (None, *tangents[6:])
+            return tangents_of(run, (p.lengths, *theta), moving, ctx.rule == EXACT)
         dpre, dw, *rest = tangents[6:]
         dunits, dstates = split(rest, cell.num_units)
         moved = None if dw is None else _through(cell.previous_outputs(p), dw)
@@ -131,6 +143,10 @@ def gradients(
         matrix = None if rule.policy == _formulas.LOCAL else p.w if transport is None else transport
         if plain:
             adjoints = cell.backward(gy, finals, p, matrix, rule, want)
+        elif _state.explicit() and rule != EXACT:
+            once_only(cell)
+            with use_functions():
+                adjoints = cell.backward(gy, finals, p, matrix, rule, want)
         else:
             adjoints = Backward.run(cell, gy, finals, p, handle, matrix, rule, want)
     delta = adjoints.delta
@@ -208,16 +224,24 @@ class Backward(Function):
         c_delta, c_initial, _ = split(cotangents, 1, cell.num_states)
         du = zeros(delta) if c_delta[0] is None else c_delta[0]
         dstates = or_zeros(c_initial, p.states)
-        out = ForwardJvp.apply(
-            ctx.name, p.options, p.lengths, du, p.w, p.y, *p.units, *p.states, *p.kept, *dstates
-        )
-        dy, dfinals, dkept = split(out, 1, cell.num_states)
-        none = (None,) * cell.num_states
-        out = BackwardJvp.apply(
-            ctx.name, p.options, p.lengths, zeros(p.y), *none, *dy, *dkept, *dstates, p.w, p.y,
-            *p.units, *p.states, *p.kept, *lams,
-        )  # fmt: skip
-        ddelta, first = out[0], out[1:]
+        again = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        if again and any(c is not None and c.requires_grad for c in cotangents):
+            out = Curve.apply(
+                ctx.name, p.options, p.lengths, du, *dstates, p.w, p.y, *p.units, *p.states,
+                *p.kept, *lams,
+            )  # fmt: skip
+            dy, dfinals, (ddelta,), first = split(out, 1, cell.num_states, 1)
+        else:
+            out = ForwardJvp.apply(
+                ctx.name, p.options, p.lengths, du, p.w, p.y, *p.units, *p.states, *p.kept, *dstates
+            )
+            dy, dfinals, dkept = split(out, 1, cell.num_states)
+            none = (None,) * cell.num_states
+            out = BackwardJvp.apply(
+                ctx.name, p.options, p.lengths, zeros(p.y), *none, *dy, *dkept, *dstates, p.w, p.y,
+                *p.units, *p.states, *p.kept, *lams,
+            )  # fmt: skip
+            (ddelta,), first = split(out, 1)
         needs = ctx.needs_input_grad
         g_w = None
         if needs[6]:

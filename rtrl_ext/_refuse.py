@@ -30,11 +30,14 @@ class Refuse(torch.autograd.Function):
 
 
 class Undifferentiable(Refuse):
-    """The identity on outputs; a gradient that arrives raises, a tangent goes through."""
+    """The identity on outputs; a gradient that arrives raises, also at a tangent, which goes
+    through."""
 
     @staticmethod
     def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
-        return tuple(t if t is None else t.view_as(t) for t in tangents)
+        there = [t for t in tangents if t is not None]
+        passed = iter(Undifferentiable.apply(ctx.message, *there) if there else ())
+        return tuple(None if t is None else next(passed) for t in tangents)
 
 
 def refuse(message: str, grads: Sequence[Tensor], of: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,4 +1,5 @@
-"""Switches that hold across layers: exact gradients, and a rule imposed on the backward pass.
+"""Switches that hold across layers: exact gradients, a rule imposed on the backward pass, and rules
+whose gradients can be differentiated.
 
 Plain module variables, not thread-local: autograd may run backward formulas in threads of its own.
 """
@@ -15,6 +16,7 @@ PolicyOf = Callable[[Tensor, Tensor], dict[str, Any]]
 
 _exact = 0
 _override: PolicyOf | None = None
+_explicit = 0
 
 
 def exact_enabled() -> bool:
@@ -56,3 +58,29 @@ def override_rule(policy_of: PolicyOf) -> Iterator[None]:
         yield
     finally:
         _override = before
+
+
+def explicit() -> bool:
+    """Whether `explicit_rules` is in force."""
+    return _explicit > 0
+
+
+def constant(x: Tensor) -> Tensor:
+    """``x`` as a rule's matrices depend on it: detached, but for `explicit_rules`."""
+    return x if _explicit else x.detach()
+
+
+@contextmanager
+def explicit_rules() -> Iterator[None]:
+    """Inside, a rule's gradient is an explicit function that ``torch.func`` can differentiate.
+
+    For the Jacobian of a rule's gradient field, which is no Hessian. Backward recursions under
+    biased rules run as the reference in plain PyTorch, with every matrix that the rule makes of the
+    weights live; nothing is refused. Under transforms only (``jvp(grad(loss))``).
+    """
+    global _explicit
+    _explicit += 1
+    try:
+        yield
+    finally:
+        _explicit -= 1

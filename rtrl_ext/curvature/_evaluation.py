@@ -20,15 +20,15 @@ _TORCH_RNNS = (nn.RNN, nn.GRU, nn.LSTM)
 
 
 @contextmanager
-def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Exact gradients, full precision, no autocast; torch's random state is put back afterwards.
+def evaluating(model: nn.Module, device: torch.device, exact: bool = True) -> Iterator[None]:
+    """Full precision, no autocast; torch's random state is put back afterwards.
 
-    torch's own RNNs are run without oneDNN and cuDNN, whose fused layers have no second
-    derivatives.
+    Gradients are exact, or, without ``exact``, those of the rules as explicit functions. torch's
+    own RNNs are run without oneDNN and cuDNN, whose fused layers have no second derivatives.
     """
     cuda = device.type == "cuda"
     with ExitStack() as stack:
-        stack.enter_context(_state.exact_gradients())
+        stack.enter_context(_state.exact_gradients() if exact else _state.explicit_rules())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _state
 from .. import rules as _rules
 from ..curvature._data import Batches
+from ..curvature._distributed import all_reduced
 from ..curvature._evaluation import Problem, kept_random_state
 from ..curvature._params import select, unwrap
 from ..nn import FeedbackLinear
@@ -58,7 +59,8 @@ def alignment(
     pass. A second forward pass is made only where it must be: for the true gradient of a model with
     random feedback (``FeedbackLinear``), and for rules written in Python or with a third factor.
     Nothing is changed: ``.grad``, buffers, rules and torch's random state stay as they are; dropout
-    and noise are those that the next forward call would draw.
+    and noise are those that the next forward call would draw. With ``torch.distributed``
+    initialised the data is this process's share, and every process must take part.
 
     Args:
         model, loss_fn, data, num_terms: as for ``curvature.Hessian``; over several batches the
@@ -126,19 +128,22 @@ def _gradients(
     feedback: bool,
 ) -> dict[str, Tensor]:
     """The flattened gradient of every chosen rule and of BPTT, summed over batches."""
-    sums: dict[str, Tensor] = {}
-    device = next(iter(problem.params.values())).device
+    first = next(iter(problem.params.values()))
+    length = sum(p.numel() for p in problem.params.values())
+    keys, total = (*chosen, _EXACT_KEY), 0.0
+    sums = torch.zeros(len(keys), length, dtype=first.dtype, device=first.device)
     with torch.inference_mode(False), torch.enable_grad():
         for x, target in problem.batches:
             weight = problem.batches.weight(target)
             if weight == 0:
                 continue
-            with kept_random_state(device):
-                for key, g in _one_batch(problem, chosen, modules, feedback, x, target).items():
-                    sums[key] = weight * g + sums[key] if key in sums else weight * g
-    if not sums:
+            total += weight
+            with kept_random_state(first.device):
+                found = _one_batch(problem, chosen, modules, feedback, x, target)
+                sums += weight * torch.stack([found[key] for key in keys])
+    if all_reduced(sums, total) == 0:
         raise ValueError("data: no valid term in any batch (num_terms is 0 everywhere)")
-    return sums
+    return dict(zip(keys, sums, strict=True))
 
 
 def _one_batch(
@@ -161,7 +166,7 @@ def _one_batch(
         together[_EXACT_KEY] = _EXACT
     found: dict[str, Tensor] = {}
     if together:
-        with contextlib.nullcontext() if shared_own else _with_rule(modules, _EXACT):
+        with contextlib.nullcontext() if shared_own else with_rule(modules, _EXACT):
             loss, leaves = _forward(problem, x, target)
         for i, (key, r) in enumerate(together.items()):
             override = contextlib.nullcontext() if r is None else _state.override_rule(r.policy)
@@ -172,7 +177,7 @@ def _one_batch(
         with _state.exact_gradients():
             found[_EXACT_KEY] = _backward(*_forward(problem, x, target))
     for key, r in apart.items():
-        with _with_rule(modules, r):
+        with with_rule(modules, r):
             found[key] = _backward(*_forward(problem, x, target))
     return {key: found[key] for key in (*chosen, _EXACT_KEY)}
 
@@ -198,9 +203,7 @@ def _backward(loss: Tensor, leaves: list[Tensor], retain: bool = False) -> Tenso
 
 
 @contextlib.contextmanager
-def _with_rule(
-    modules: Sequence[RecurrentBase | LRU], rule: "_rules.Rule | None"
-) -> Iterator[None]:
+def with_rule(modules: Sequence[RecurrentBase | LRU], rule: "_rules.Rule | None") -> Iterator[None]:
     """Forward and backward passes inside run under ``rule`` (None: each module's own).
 
     What the modules' own rules remember between calls is kept from change.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import _state
 from .._autograd import in_transform
 from .._checks import check_flag, check_size, has_values
-from .._refuse import refuse
+from .._refuse import Undifferentiable, refuse
 
 _SECOND = (
     "the gradient through random feedback is not the gradient of a function and has no derivative "
@@ -39,7 +39,7 @@ class _FeedbackProduct(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, weight, feedback = ctx.saved_tensors
         gx, gw = _gradients(g, x, feedback, ctx.needs_input_grad)
-        if gx is not None:
+        if gx is not None and not _state.explicit():
             (gx,) = refuse(_SECOND, [gx], [x, weight])
         return gx, gw, None
 
@@ -51,7 +51,7 @@ class _FeedbackProduct(torch.autograd.Function):
             out = out + nn.functional.linear(dx, weight)
         if dw is not None:
             out = out + nn.functional.linear(x, dw)
-        return out
+        return Undifferentiable.apply(_SECOND, out)[0]
 
 
 class _CompiledProduct(torch.autograd.Function):

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._state import constant
+
 
 def check_cell_types(rule: str, cell_types: Any, cell_specific: Any) -> Tensor | None:
     """The cell types as an int64 tensor, or None with ``cell_specific``.
@@ -58,7 +60,7 @@ def hop_weights(w: Tensor, member: Tensor | None) -> Tensor:
     is replaced by the mean of the non-zero entries of its block (post type of j, pre type of
     p); zeros stay zero.
     """
-    w = w.detach()
+    w = constant(w)
     if member is None:
         return w
     member = member.to(w)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .._state import constant
 from .._stream.hops import Hops
 from .._stream.learner import Learner, Setting
 from .._stream.local import unit_local
@@ -46,7 +47,7 @@ class MDGL(Rule):
         check_size(self.name, self.cell_types, hidden_size)
 
     def _hop(self, w: Tensor, factor: Tensor) -> Tensor:
-        return factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
+        return constant(factor).unsqueeze(-1) * hop_weights(w, self._member)
 
     def learner(self, setting: Setting) -> Learner:
         return unit_local(setting, hops=Hops(1, 0.0, self._hop))

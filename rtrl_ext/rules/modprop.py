@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._history import times
+from .._state import constant
 from .._stream.hops import Hops
 from .._stream.learner import Learner, Setting
 from .._stream.local import unit_local
@@ -69,7 +70,7 @@ class ModProp(Rule):
         check_size(self.name, self.cell_types, hidden_size)
 
     def _hop(self, w: Tensor, factor: Tensor) -> Tensor:
-        return factor.detach().unsqueeze(-1) * hop_weights(w, self._member)
+        return constant(factor).unsqueeze(-1) * hop_weights(w, self._member)
 
     def streaming(self, cell: str) -> None:
         super().streaming(cell)
