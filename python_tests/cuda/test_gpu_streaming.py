@@ -24,7 +24,6 @@ RULES = [
 
 def defined(cell, rule):
     try:
-        network(cell, rule).init_state(1)
         net = network(cell, rule)
         net.step(torch.zeros(1, 3, dtype=torch.float64), net.init_state(1))
     except (ValueError, TypeError):
@@ -32,14 +31,11 @@ def defined(cell, rule):
     return True
 
 
-PAIRS = [(cell, rule) for cell in CELLS for rule in RULES if defined(cell, rule)]
-
-
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: repr(rule)[:24])
 def test_equal_to_the_cpu(cell, rule):
     """Losses at every step, at every fifth, and with rows that start anew."""
-    if (cell, rule) not in PAIRS:
+    if not defined(cell, rule):
         pytest.skip("not defined")
     x, gy = operands(12)
     for every in (1, 5):
