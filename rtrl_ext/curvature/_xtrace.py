@@ -20,19 +20,19 @@ def _leaving_directions(r: Tensor) -> Tensor:
 
 
 def _estimates(h: Tensor, w: Tensor, r: Tensor, n: int, lost: list[Tensor]) -> Tensor:
-    """For each probe i, the trace in what is left of Q and a quadratic form of the rest.
+    """For each probe i, the trace in what is left of Q and a quadratic form of the rest (..., k).
 
-    ``lost``: orthonormal directions (m, m), one column for each i, that leave Q's span.
+    ``lost``: orthonormal directions (..., m, k), one column for each i, that leave Q's span.
     """
     trace = h.diagonal().sum()
     wi = w
     for s in lost:
-        trace = trace - (s * (h @ s)).sum(0)
-        wi = wi - s * (s * w).sum(0)
+        trace = trace - (s * (h @ s)).sum(-2)
+        wi = wi - s * (s * w).sum(-2, keepdim=True)
     # (I - Q_i Q_iᵀ) ω_i = ω_i - Q wi, and H ω_i = Q r_i
-    quad = (w * r).sum(0) - 2 * (wi * r).sum(0) + (wi * (h @ wi)).sum(0)
+    quad = (w * r).sum(-2) - 2 * (wi * r).sum(-2) + (wi * (h @ wi)).sum(-2)
     # its direction is uniform in the complement: rescale to the length that is exact on average
-    outside = n - wi.square().sum(0)
+    outside = n - wi.square().sum(-2)
     return trace + quad * (n - h.shape[0] + len(lost)) / outside
 
 
@@ -49,17 +49,14 @@ def covariance(h: Tensor, w: Tensor, r: Tensor, n: int, samples: Tensor) -> floa
     ``E[(t_i - t_ij) (t_j - t_ji)] = Cov(t_i, t_j)``: in the product every other term has mean zero.
     """
     m = h.shape[0]
-    s = _leaving_directions(r)
     chosen = torch.linspace(0, m - 1, min(m, _PAIRED), device=h.device).round().long()
-    moved = torch.zeros(len(chosen), len(chosen), dtype=h.dtype, device=h.device)
-    for column, j in enumerate(chosen.tolist()):
-        others = chosen[chosen != j]
-        sj, si = s[:, [j]], s[:, others]
-        u = si - sj * (sj.t() @ si)
-        u = u / torch.linalg.vector_norm(u, dim=0)
-        lost = [sj.expand_as(u), u]
-        without = _estimates(h, w[:, others], r[:, others], n, lost)
-        moved[chosen != j, column] = samples[others] - without
+    s = _leaving_directions(r)[:, chosen]
+    sj = s.t().unsqueeze(2)  # (j, m, 1): left out beside probe i
+    u = s - sj * (s.t() @ s).unsqueeze(1)  # (j, m, i)
+    alone = torch.eye(len(chosen), dtype=torch.bool, device=h.device)
+    u = (u / torch.linalg.vector_norm(u, dim=1, keepdim=True)).masked_fill(alone.unsqueeze(1), 0)
+    without = _estimates(h, w[:, chosen], r[:, chosen], n, [sj.expand_as(u), u])
+    moved = (samples[chosen] - without).masked_fill(alone, 0)  # (j, i): t_i - t_ij
     pairs = len(chosen) * (len(chosen) - 1)
     return float((moved * moved.t()).sum()) / pairs
 
