@@ -1,59 +1,98 @@
-"""PyHessian and curvlinops, written for plain PyTorch, on a model that uses our cells."""
+"""curvlinops, PyHessian and hessian-eigenthings, written for plain PyTorch and unchanged, on models
+that use our layers: against dense matrices of plain models and against our operators."""
+
+import math
 
 import pytest
 import torch
-from torch import nn
+from compatibility import CELLS, LOSSES, plain_twin, problem
 
 from rtrl_ext.curvature import GaussNewton, Hessian
 
-
-class LastStep(nn.Module):
-    def __init__(self, tools):
-        super().__init__()
-        self.net = tools.Net(leak=0.4)
-
-    def forward(self, x):
-        return self.net(x)[-1]
+pytestmark = [pytest.mark.usefixtures("double"), pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture
-def setting(tools):
-    torch.manual_seed(0)
-    net = LastStep(tools)
-    return net, nn.CrossEntropyLoss(), torch.randn(4, 5, 2).double(), torch.randint(0, 3, (5,))
+@pytest.fixture(params=CELLS)
+def cell(request):
+    return request.param
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "ours, theirs", [(Hessian, "HessianLinearOperator"), (GaussNewton, "GGNLinearOperator")]
-)
-def test_curvlinops(setting, ours, theirs):
-    curvlinops = pytest.importorskip("curvlinops")
-    net, loss_fn, x, target = setting
-    op = ours(net, loss_fn, (x, target))
-    params = list(net.parameters())
-    first = torch.randn(op.shape[0], 3, dtype=torch.float64)
-    peer = getattr(curvlinops, theirs)(
-        net,
-        loss_fn,
-        params,
-        [(x, target)],
-        check_deterministic=False,
-        batch_size_fn=lambda x: x.shape[1],
+@pytest.fixture(params=LOSSES)
+def p(request, cell):
+    return problem(cell, request.param)
+
+
+def gauss_newton(p):
+    """``Jᵀ H J`` by autograd of the plain model."""
+    model = plain_twin(p.net)
+    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try:
+        out = model(p.x)
+        rows = [
+            torch.autograd.grad(o, list(model.parameters()), retain_graph=True)
+            for o in out.reshape(-1)
+        ]
+    finally:
+        torch.backends.mkldnn.enabled = before
+    j = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    h = torch.autograd.functional.hessian(
+        lambda o: p.loss_fn(o.reshape(out.shape), p.target), out.detach().reshape(-1)
     )
-    torch.testing.assert_close(peer @ first, op @ first, rtol=1e-9, atol=1e-12)
+    return j.T @ h @ j
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_pyhessian(setting):
+def same(found, expected, rel=1e-9):
+    assert float((found - expected).abs().max()) <= rel * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", ["HessianLinearOperator", "GGNLinearOperator"])
+def test_curvlinops(p, name):
+    curvlinops = pytest.importorskip("curvlinops")
+    op = getattr(curvlinops, name)(
+        p.net, p.loss_fn, list(p.net.parameters()), [(p.x, p.target)],
+        check_deterministic=True, batch_size_fn=lambda x: x.shape[1],
+    )  # fmt: skip
+    ours, expected = (Hessian, p.H) if name[0] == "H" else (GaussNewton, gauss_newton(p))
+    same(op @ torch.eye(len(p.v)), expected)
+    same(ours(p.net, p.loss_fn, (p.x, p.target)).dense(), expected)
+
+
+def test_pyhessian(p):
     pyhessian = pytest.importorskip("pyhessian")
-    net, loss_fn, x, target = setting
-    op = Hessian(net, loss_fn, (x, target))
     torch.manual_seed(0)
-    peer = pyhessian.hessian(net, loss_fn, data=(x, target), cuda=False)
-    values, _ = peer.eigenvalues(maxIter=1000, tol=1e-9, top_n=1)
-    assert values[0] == pytest.approx(float(op.eigsh(tol=1e-10).values[0]), rel=1e-5)
-    samples = torch.tensor(peer.trace(maxIter=400, tol=0))
-    ours = op.trace("hutchinson", 400, seed=0)
+    peer = pyhessian.hessian(p.net, p.loss_fn, data=(p.x, p.target), cuda=False)
+    eigenvalues = torch.linalg.eigvalsh(p.H)
+    leading = float(eigenvalues[eigenvalues.abs().argmax()])
+    values, vectors = peer.eigenvalues(maxIter=3000, tol=1e-10, top_n=1)
+    assert values[0] == pytest.approx(leading, rel=1e-5)  # it divides by ‖v‖ + 1e-6
+    v = torch.cat([x.reshape(-1) for x in vectors[0]])
+    assert float((p.H @ v - leading * v).norm()) < 1e-3 * abs(leading)
+    samples = torch.tensor(peer.trace(maxIter=300, tol=-math.inf))
     spread = float(samples.std()) / len(samples) ** 0.5
-    assert abs(float(samples.mean()) - ours.value) < 4 * (spread**2 + ours.stderr**2) ** 0.5
+    assert abs(float(samples.mean()) - float(p.H.trace())) < 4 * spread
+    ours = Hessian(p.net, p.loss_fn, (p.x, p.target)).eigsh(tol=1e-10)
+    assert float(ours.values[0]) == pytest.approx(leading, rel=1e-9)
+    p.net.zero_grad()  # PyHessian leaves gradients with a graph behind
+
+
+def test_hessian_eigenthings(p):
+    peer = pytest.importorskip("hessian_eigenthings")
+    batch = [(p.x, p.target)]
+    params = {n: q for n, q in p.net.named_parameters() if q.requires_grad}
+    assert len(params) == len(list(p.net.parameters()))
+
+    def loss_fn(model, data):
+        return p.loss_fn(model(data[0]), data[1])
+
+    hessian = peer.HessianOperator(p.net, batch, loss_fn)
+    ggn = peer.GGNOperator(
+        p.net, batch, lambda model, data: model(data[0]), lambda out, data: p.loss_fn(out, data[1])
+    )
+    for op, expected in ((hessian, p.H), (ggn, gauss_newton(p))):
+        same(torch.stack([op.matvec(e) for e in torch.eye(len(p.v))], 1), expected)
+    ours = Hessian(p.net, p.loss_fn, (p.x, p.target))
+    for which, at in (("LA", -1), ("SA", 0)):
+        found = peer.lanczos(hessian, k=1, which=which, max_iter=20, seed=0, reorthogonalize=True)
+        value = float(torch.as_tensor(found.eigenvalues)[0])
+        assert value == pytest.approx(float(torch.linalg.eigvalsh(p.H)[at]), rel=1e-5)
+        assert value == pytest.approx(float(ours.eigsh(which=which, tol=1e-9).values[0]), rel=1e-5)
