@@ -37,17 +37,19 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
 
 
 def normal(
-    seed: Tensor, steps: int, batch: int, units: int, *, stream: int = 0, first_step: int = 0
-) -> Tensor:
+    seed: Tensor, steps: int, batch: int, units: int, *, stream: int = 0,
+    first_step: int | Tensor = 0,
+) -> Tensor:  # fmt: skip
     """Standard normal deviates (steps, batch, units), float64, on the seed's device.
 
     seed: int64 scalar tensor, at least 0. stream: separates draws that share a seed, such as
         layers.
-    first_step: number of the first step, so that single steps reproduce parts of a sequence.
+    first_step: number of the first step, so that single steps reproduce parts of a sequence; an
+        int64 tensor (1,) where the device counts.
     """
     device = seed.device
     blocks = (units + 3) // 4
-    step = torch.arange(first_step, first_step + steps, device=device)[:, None, None]
+    step = (torch.arange(steps, device=device) + first_step)[:, None, None]
     row = torch.arange(batch, device=device)[None, :, None]
     block = torch.arange(blocks, device=device)[None, None, :]
     other = torch.full((1, 1, 1), stream, dtype=torch.int64, device=device)

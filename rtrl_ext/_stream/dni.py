@@ -18,7 +18,7 @@ class Dni(Learner):
     one before, what G of that one should have been, and gradients of steps since the last loss.
     """
 
-    keeps_weights = True
+    keeps_weights = reads_before = True
 
     def __init__(self, setting: Setting, *, rate: float) -> None:
         super().__init__(setting)

@@ -49,6 +49,7 @@ class Influence(Learner):
                 own[:, :n] = mask
             pattern = make_pattern(mask, k, self.cell.states, self.cell.gates, own)
             self.patterns[name] = pattern
+            pattern.tensors(like.device)  # kept from now on: a CUDA graph could not move them
             self.influence[name] = pattern.zeros(setting.batch, like.dtype, like.device)
         if setting.units:
             self.influence["u"] = like.new_zeros(

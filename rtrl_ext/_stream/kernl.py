@@ -58,6 +58,7 @@ class Kernl(Traces):
             self.own["alpha"] = new(n) - 1
         if self.perturbs:
             self.own |= {name: new(b, n) for name in ("copy", "omega", "gamma")}
+            self.clock = new(b, dtype=torch.int64)
         self.heard: dict[int, Tensor] = {}  # signals of steps at hand, through β
 
     def memory(self) -> dict[str, Tensor]:
@@ -68,14 +69,15 @@ class Kernl(Traces):
         return Learner.factors(self, records)
 
     def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
-        now = dict(self.own)
+        now, clock = dict(self.own), self.clock
         heard: dict[int, Tensor] = {}
         for record, factors, signal in zip(records, self.factors(records), signals, strict=True):
             alpha = self._decay(record, now)
-            if self.perturbs:
+            if clock is not None:
+                clock = clock + 1
                 # noise of variance 1
-                (xi,) = random_signs(self.setting, self.how.seed, record, self.setting.hidden)
-                self._learn(record, xi, alpha, now)
+                (xi,) = random_signs(self.setting, self.how.seed, clock, self.setting.hidden)
+                self._learn(record, clock, xi, alpha, now)
             shape = (1, self.setting.batch, 1, 1, self.setting.hidden)
             record.factors = factors._replace(decay=alpha.expand(shape))
             if signal is not None:
@@ -84,6 +86,8 @@ class Kernl(Traces):
         grads = super().advance(records, signals)
         for name, value in self.own.items():
             value.copy_(now[name])
+        if self.clock is not None and clock is not None:
+            self.clock.copy_(clock)
         self.heard = {}
         return grads
 
@@ -116,16 +120,20 @@ class Kernl(Traces):
             own = now["alpha"] = torch.where(now["alpha"] < 0, own, now["alpha"])
         return own
 
-    def _learn(self, record: Record, xi: Tensor, alpha: Tensor, now: dict[str, Tensor]) -> None:
+    def _learn(
+        self, record: Record, clock: Tensor, xi: Tensor, alpha: Tensor, now: dict[str, Tensor]
+    ) -> None:
         """Take the perturbed copy on by a step; learn from what the kernel says of its distance."""
         how, cell, s = self.how, self.cell, self.setting
         assert record.pre is not None
         (start,), (end,) = cell.public(record.before), cell.public(record.after)
         copy, omega, gamma = now["copy"], now["omega"], now["gamma"]
-        if how.restart is not None and (record.index - 1) % how.restart == 0:
-            copy, omega, gamma = start, torch.zeros_like(omega), torch.zeros_like(gamma)
-        elif record.fresh is not None:
-            fresh = record.fresh[:, None]
+        fresh = record.fresh
+        if how.restart is not None:
+            again = (clock - 1) % how.restart == 0
+            fresh = again if fresh is None else again | fresh
+        if fresh is not None:
+            fresh = fresh[:, None]
             copy = torch.where(fresh, start, copy)
             omega, gamma = (torch.where(fresh, 0.0, z) for z in (omega, gamma))
         before = cell.given((copy,), s.batch, s.hidden, s.like, record.weights)

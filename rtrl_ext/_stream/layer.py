@@ -7,7 +7,7 @@ and one pass over the rule's memory gives the gradients of the parameters.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +16,10 @@ from torch.autograd import Function
 
 from .._autograd import below_autograd
 from .._refuse import refuse
+from .activity import Activity
 from .cells import StepCell
 from .learner import Learner, rows_of
 from .records import PARTS, Gradients, Record, Weights, version
-
-#: So many steps without a loss wait at most before one pass takes them up.
-MOST_WAITING = 16
 
 _SUPERSEDED = (
     "the gradient of step {step} came after the rule had been brought up to step {now}: call "
@@ -120,7 +118,7 @@ def _undifferentiable(*grads: Tensor | None, weights: Weights) -> list[Tensor | 
     return [None if g is None else next(refused) for g in grads]
 
 
-class LayerStream:
+class LayerStream(Activity):
     """A layer's part of a stream.
 
     read: gives the layer's parameters as they now are, and takes whether the recurrent weight must
@@ -133,18 +131,10 @@ class LayerStream:
         read: Callable[[bool], Weights], make: Callable[[frozenset[str]], Learner],
         mask: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.cell, self.batch, self.n, self.like = cell, batch, n, like
+        super().__init__(cell, batch, n, like)
         self.read, self.make, self.mask = read, make, mask
-        self.states = cell.initial(batch, n, like)
-        self.learner: Learner | None = None
         self.weights: Weights | None = None
         self.gate: Tensor | None = None
-        self.index = 0  # of the last step
-        self.time = 0  # of the last step that the learner has taken up
-        self.waiting: list[Record] = []
-        self.last: Record | None = None  # that of `time`
-        self.fresh: Tensor | None = None  # rows whose past is dropped before the next step
-        self.cut = False  # all of them
         self.nothing = like.new_zeros(0)
         # whether parameters may have changed unseen: ``p.data -= ...`` leaves versions as they are
         self.doubtful = False
@@ -152,6 +142,8 @@ class LayerStream:
 
     def prepare(self, key: tuple[Any, ...]) -> None:
         """Before a step: the parameters as they now are. ``key`` changes whenever they do."""
+        if self.home is not None and not self.waiting:
+            self.weights = self.gate = None  # a graph reads them anew, and may change them unseen
         weights, grad = self.weights, torch.is_grad_enabled()
         if weights is None or weights.key != key or self.doubtful:
             self.doubtful = not grad  # a target network may be written to at any time
@@ -193,7 +185,7 @@ class LayerStream:
         # a learner for parameters that are frozen for now goes on
         if not grad or not ((self.learner and self.learner.wanted) or x.requires_grad or
                             (drive is not None and drive.requires_grad)):  # fmt: skip
-            self.cut = True
+            self.detach()
             return y.clone()
         own = x.detach().clone() if self.borrows else x.detach()
         record = Record(self.index, own, before, after, kept, weights, self._starting())
@@ -205,38 +197,11 @@ class LayerStream:
             self.gate = Gate.apply(self, *(weights.tensors.get(name) for name in PARTS))
         out: Tensor = Step.apply(self.gate, x, drive, self, record)
         self.waiting.append(record)
+        idle = not weights.wanted and (self.home is not None or not self.learner.wanted)
+        if idle and len(self.waiting) == 1:  # its gate, without parameters, never runs
+            self._take_up(1, [None])
+            self._at_home()
         return out
-
-    def _starting(self) -> Tensor | None:
-        """The rows whose past is dropped before the step that is now made."""
-        fresh = self.fresh
-        if self.cut and self.index > 1:
-            fresh = torch.ones(self.batch, dtype=torch.bool, device=self.like.device)
-        self.fresh, self.cut = None, False
-        return fresh
-
-    def _make_room(self) -> None:
-        """Take up steps whose losses can't come any more, many at once."""
-        waiting = self.waiting
-        if len(waiting) < MOST_WAITING or waiting[0].pending:
-            return
-        count = next((i for i, r in enumerate(waiting) if r.pending), len(waiting))
-        if count >= MOST_WAITING // 2:
-            self._take_up(count, [None] * count)
-
-    def _take_up(self, count: int, signals: Sequence[Tensor | None]) -> Gradients:
-        assert self.learner is not None
-        taken = self.waiting[:count]
-        with below_autograd():
-            grads = self.learner.advance(taken, signals)
-        over = taken[:-1] if self.last is None else [self.last, *taken[:-1]]
-        self.time, self.last = taken[-1].index, taken[-1]
-        del self.waiting[:count]
-        for record in taken:
-            record.signals.clear()
-        for record in over:
-            record.close()
-        return grads
 
     def receive(self, alive: Alive, gy: Tensor, task: int) -> tuple[Record, Tensor]:
         """The gradient of a step's output has come; its record, and the learning signal, with a
@@ -278,19 +243,11 @@ class LayerStream:
             grads = self._take_up(came[-1] + 1, signals[: came[-1] + 1])
         else:
             return {}
+        if came and not self.waiting:
+            self._at_home()
         self.doubtful = True
         if self.weights is not None and self.weights.derived:
             self.weights = self.gate = None  # the graph that they were made by is gone
         if self.mask is not None and "w_hh" in grads:
             grads["w_hh"] = torch.where(self.mask, grads["w_hh"], 0.0)
         return grads
-
-    def reset(self, mask: Tensor) -> None:
-        """The states start anew in the rows of ``mask``, and nothing from before counts there."""
-        initial = self.cell.initial(self.batch, self.n, self.like)
-        rows = mask.unsqueeze(1)
-        self.states = tuple(
-            torch.where(rows, new, old) if old.dim() > 1 else old
-            for new, old in zip(initial, self.states, strict=True)
-        )
-        self.fresh = mask.clone() if self.fresh is None else self.fresh | mask

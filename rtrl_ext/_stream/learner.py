@@ -44,10 +44,14 @@ class Learner:
     """A rule's memory of one layer, and how steps go into it.
 
     keeps_weights: whether records must keep the recurrent weight as it was at their step.
-    keeps_pre: whether they must keep what the input gave to the pre-activations.
+    keeps_pre: whether they must keep what the input gave to the pre-activations. looks_back:
+    whether steps are read after they were taken up. reads_before: whether `again` reads what was
+    before its step. clock: (B,) int64, how many steps were taken up, in rules that draw random
+    numbers.
     """
 
-    keeps_weights = keeps_pre = False
+    keeps_weights = keeps_pre = looks_back = reads_before = False
+    clock: Tensor | None = None
     #: the policy of the factors, and whether per-unit constants take part
     policy = NONE
     want_units = False

@@ -20,7 +20,7 @@ class RankOne(Learner):
     def __init__(self, setting: Setting, *, decay: float, hops: Hops | None = None) -> None:
         super().__init__(setting)
         self.decay, self.hops = decay, hops
-        self.keeps_weights = hops is not None
+        self.keeps_weights = self.looks_back = hops is not None
         sizes = {
             "x": setting.inputs if "w_ih" in self.wanted else None,
             "y": setting.hidden if "w_hh" in self.wanted else None,
@@ -47,13 +47,13 @@ class RankOne(Learner):
         now = self.inputs
         each = []
         for record in records:
-            decay: float | Tensor = self.decay
-            if record.fresh is not None:
-                decay = torch.where(record.fresh.unsqueeze(1), 0.0, record.x.new_tensor(decay))
             y = self.cell.output(record.before)
             given = {"x": record.x, "y": y, "one": y.new_ones(y.shape[0], 1)}
             if self.decay:
-                now = {name: decay * z + given[name] for name, z in now.items()}
+                if record.fresh is not None:
+                    fresh = record.fresh.unsqueeze(1)
+                    now = {name: z.masked_fill(fresh, 0.0) for name, z in now.items()}
+                now = {name: self.decay * z + given[name] for name, z in now.items()}
             else:
                 now = {name: given[name] for name in now}
             each.append(now)

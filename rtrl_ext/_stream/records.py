@@ -113,6 +113,8 @@ def without_past(decay: Tensor, records: list[Record]) -> Tensor:
     """``decay`` (K, B, ...) with zeros in the rows that start anew."""
     if all(r.fresh is None for r in records):
         return decay
+    if len(records) == 1 and records[0].fresh is not None:
+        return decay.masked_fill(records[0].fresh.reshape(-1, *(1,) * (decay.dim() - 2)), 0.0)
     none = torch.zeros(decay.shape[1], dtype=torch.bool, device=decay.device)
     fresh = torch.stack([none if r.fresh is None else r.fresh for r in records])
     return decay.masked_fill(fresh.reshape(*fresh.shape, *(1,) * (decay.dim() - 2)), 0.0)

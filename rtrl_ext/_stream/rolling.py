@@ -12,7 +12,7 @@ from .records import Gradients, Record
 class Rolling(Learner):
     """TBPTT(k); the memory is the last k steps themselves, each with the weights that it used."""
 
-    keeps_weights = True
+    keeps_weights = looks_back = True
 
     def __init__(self, setting: Setting, *, k: int) -> None:
         super().__init__(setting)

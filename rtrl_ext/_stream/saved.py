@@ -9,7 +9,7 @@ from torch import Tensor
 from .layer import LayerStream
 from .records import Record
 
-_LAYER = ("index", "time", "states", "fresh", "cut", "learning", "memory", "looked_back", "records")
+_LAYER = ("index", "time", "states", "fresh", "cut", "learning", "memory", "clock", "looked_back", "records")
 _RECORD = ("index", "x", "before", "after", "kept", "fresh", "w_hh", "units", "chain")
 
 
@@ -42,10 +42,11 @@ def layer_dict(layer: LayerStream) -> dict[str, Any]:
         "index": layer.index,
         "time": layer.time,
         "states": [_copy(s) for s in layer.states],
-        "fresh": _copy(layer.fresh),
+        "fresh": _copy(layer.starting()),
         "cut": layer.cut,
         "learning": None if learner is None else sorted(learner.wanted),
         "memory": {} if learner is None else {k: _copy(t) for k, t in learner.memory().items()},
+        "clock": None if learner is None else _copy(learner.clock),
         "looked_back": len(looked),
         "records": [_record_dict(r) for r in records],
     }
@@ -140,4 +141,42 @@ def load_layer(layer: LayerStream, saved: Any, inputs: int) -> None:
         _check_tensors("learning memory", saved["memory"], memory)
         for name, t in saved["memory"].items():
             memory[name].copy_(t)
+        clock = layer.learner.clock
+        _check_tensors("clock", [saved["clock"]], [clock])
+        if clock is not None:
+            clock.copy_(saved["clock"])
     layer.waiting = records[saved["looked_back"] :]
+
+
+def check_refill(layer: LayerStream, new: LayerStream) -> None:
+    """RuntimeError unless ``new``, as loaded, fits into the memory of a layer in a CUDA graph."""
+    if new.waiting:
+        raise RuntimeError(
+            f"state_dict: {len(new.waiting)} steps wait for a loss, and this state's memory "
+            "belongs to a CUDA graph: save after a backward pass, or load into a new state and "
+            "capture that"
+        )
+    learner = layer.learner
+    if new.learner is not None and (learner is None or new.learner.wanted != learner.wanted):
+        raise RuntimeError(
+            "state_dict: other parameters took gradients, and this state's memory belongs to a "
+            "CUDA graph: load into a new state and capture that"
+        )
+
+
+def refill(layer: LayerStream, new: LayerStream) -> None:
+    """Write ``new``, as loaded, into the memory of a layer in a CUDA graph."""
+    home, mine = layer.home, layer.learner
+    assert home is not None
+    home.write(new.states)
+    home.fresh.fill_(new.cut)
+    if new.fresh is not None:
+        home.fresh.logical_or_(new.fresh)
+    if mine is not None:
+        learner = new.make(mine.wanted) if new.learner is None else new.learner
+        memory = learner.memory()
+        for name, t in mine.memory().items():
+            t.copy_(memory[name])
+        if mine.clock is not None and learner.clock is not None:
+            mine.clock.copy_(learner.clock)
+    layer.drop()

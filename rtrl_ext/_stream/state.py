@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .capture import is_capturing
 from .layer import LayerStream
-from .saved import check_keys, layer_dict, load_layer
+from .saved import check_keys, check_refill, layer_dict, load_layer, refill
 
 _SPENT = (
     "this state was consumed by a later step, which returned its successor: go on from that one "
@@ -14,7 +15,7 @@ _SPENT = (
 )
 
 
-_SAVED = ("version", "cell", "batch_size", "steps", "rule", "seed", "layers")
+_SAVED = ("version", "cell", "batch_size", "steps", "rule", "seed", "drawn", "layers")
 
 
 class Shared:
@@ -26,9 +27,18 @@ class Shared:
         self.steps = 0
         self.rule: Any = None  # in force, once a step has been recorded
         self.seed: Tensor | None = None  # of the noise
+        self.drawn: Tensor | None = None  # (1,) int64, steps with noise, counted by the device
         self.watched: tuple[Tensor, ...] = ()  # parameters, then constants
         self.parameters = 0
         self.constants: tuple[Any, ...] = ()  # their versions
+
+    def enter(self) -> None:
+        """Before anything that changes the layers: whether it is captured in a CUDA graph."""
+        capturing = is_capturing(self.layers[0].like.device)
+        for layer in self.layers:
+            layer.admit(capturing)
+        for layer in self.layers:
+            layer.enter(capturing)
 
 
 class State:
@@ -57,7 +67,7 @@ class State:
 
     @property
     def steps(self) -> int:
-        """How many steps the stream has made."""
+        """How many calls of ``step`` the stream has had; replays of a CUDA graph don't count."""
         return self._live().steps
 
     @property
@@ -80,6 +90,7 @@ class State:
             raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool (True = reset)")
         if tuple(mask.shape) != (shared.batch_size,):
             raise ValueError(f"mask has shape {tuple(mask.shape)}; expected ({shared.batch_size},)")
+        shared.enter()
         for layer in shared.layers:
             layer.reset(mask.to(layer.like.device))
         return self
@@ -87,8 +98,10 @@ class State:
     def detach(self) -> "State":
         """Keep the activity and drop all credit for what was before, in place, as if it had come
         from outside. Returns the state itself."""
-        for layer in self._live().layers:
-            layer.cut = True
+        shared = self._live()
+        shared.enter()
+        for layer in shared.layers:
+            layer.detach()
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,6 +119,7 @@ class State:
             "steps": shared.steps,
             "rule": None if shared.rule is None else repr(shared.rule),
             "seed": None if shared.seed is None else int(shared.seed),
+            "drawn": None if shared.drawn is None else int(shared.drawn),
             "layers": [layer_dict(layer) for layer in shared.layers],
         }
 
@@ -113,7 +127,9 @@ class State:
         """Go on where ``state_dict`` was taken, in place. Returns the state itself.
 
         The module must be of the same cell, sizes and rule, the state of the same batch size:
-        ValueError otherwise, TypeError for what is no state dict; nothing is changed then.
+        ValueError otherwise, TypeError for what is no state dict. After a capture in a CUDA graph
+        its memory is written: RuntimeError if steps wait for a loss in ``state_dict``, or other
+        parameters took gradients. Nothing is changed by an error.
         """
         shared = self._live()
         _load(shared, state_dict)
@@ -167,9 +183,30 @@ def _load(shared: Shared, saved: Any) -> None:
             load_layer(mine, theirs, owner.hidden_size if i else owner.input_size)
         if saved["seed"] is not None:
             fresh.seed = torch.tensor(saved["seed"], device=fresh.layers[0].like.device)
-    shared.layers[:], shared.seed = fresh.layers, fresh.seed
+            fresh.drawn = torch.tensor([saved["drawn"]], device=fresh.seed.device)
+        if shared.layers[0].home is None:
+            shared.layers[:], shared.seed, shared.drawn = fresh.layers, fresh.seed, fresh.drawn
+        else:
+            _refill(shared, fresh)
     shared.rule = None if saved["rule"] is None else owner.rule
     shared.steps = saved["steps"]
+
+
+def _refill(shared: Shared, new: Shared) -> None:
+    """Write what was loaded into the memory of a stream in a CUDA graph."""
+    if (shared.seed is None) != (new.seed is None):
+        raise RuntimeError(
+            "state_dict: is of a module with noise and this one has none, or the other way round, "
+            "and this state's memory belongs to a CUDA graph: load into a new state"
+        )
+    pairs = list(zip(shared.layers, new.layers, strict=True))
+    for layer, loaded in pairs:
+        check_refill(layer, loaded)
+    for layer, loaded in pairs:
+        refill(layer, loaded)
+    for mine, theirs in ((shared.seed, new.seed), (shared.drawn, new.drawn)):
+        if mine is not None and theirs is not None:
+            mine.copy_(theirs)
 
 
 def refuse_hooks(module: Any) -> None:

@@ -18,18 +18,21 @@ class Stochastic(Learner):
     """What the three share: whole Jacobians, signs from a seed, a step at a time."""
 
     keeps_weights = True
+    clock: Tensor
 
     def __init__(self, setting: Setting, *, seed: int) -> None:
         super().__init__(setting)
         self.seed = seed
+        self.clock = setting.like.new_zeros(setting.batch, dtype=torch.int64)
         self.width = self.cell.states * setting.hidden
 
     def _made(self, records: list[Record]) -> Factors:
         return self.cell.without_weights(records, self.want_units)
 
-    def _signs(self, record: Record, count: int) -> Tensor:
-        """(1, B, count), fresh for every row and step, apart for every layer."""
-        return random_signs(self.setting, self.seed, record, count)
+    def _signs(self, count: int) -> Tensor:
+        """(1, B, count), those of the next step."""
+        self.clock += 1
+        return random_signs(self.setting, self.seed, self.clock, count)
 
     def advance(self, records: Sequence[Record], signals: Sequence[Tensor | None]) -> Gradients:
         total: Gradients = {}
@@ -92,7 +95,7 @@ class Uoro(Stochastic):
         self, record: Record, factors: Factors, j: Tensor, keep: Tensor | None,
         through: Tensor | None = None, grads: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
-        signs = self._signs(record, self.width)
+        signs = self._signs(self.width)
         b, n = self.setting.batch, self.setting.hidden
         psis = [self.blocks.psi(name, factors.psi).contiguous() for name in self.blocks]
         pres = [self.blocks.pre(name, record).unsqueeze(0) for name in self.blocks]
@@ -149,7 +152,7 @@ class Kronecker(Stochastic):
     ) -> None:  # fmt: skip
         x, y = record.x, self.cell.output(record.before)
         pre = torch.cat([x, y, x.new_ones(x.shape[0], 1)], 1).unsqueeze(0)
-        signs = self._signs(record, self.terms + 1 if self.terms else 2)
+        signs = self._signs(self.terms + 1 if self.terms else 2)
         name = "ok_step" if self.terms else "kfrtrl_step"
         operation(name)(self.u, self.a, j, factors.psi.contiguous(), pre, signs, keep, None, None)
 

@@ -33,6 +33,7 @@ class Traces(Learner):
         self.policy, self.filtered = policy, filtered
         self.hops = hops
         self.keeps_weights = policy != LOCAL or hops is not None
+        self.looks_back = hops is not None
         self.held: list[Record] = []
         cell, wanted, n = setting.cell, setting.wanted, setting.hidden
         states = cell.states + (1 if filtered else 0)
@@ -160,7 +161,7 @@ class Traces(Learner):
         full = decay.new_zeros(k, b, s + 1, s + 1, n)
         full[:, :, :s, :s] = decay
         full[:, :, s, :s] = (out.unsqueeze(3) * decay).sum(2)
-        full[:, :, s, s] = self.filtered
+        full[:, :, s, s].fill_(self.filtered)
         if k:
             full = without_past(full, list(steps))
         if units is not None:

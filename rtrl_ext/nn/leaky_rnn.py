@@ -162,13 +162,13 @@ class LeakyRNN(RecurrentBase):
         return {"u0": getattr(self, f"leak_l{layer}")}, (leak,), ()
 
     def _step_drive(self, layer: int, shared: Shared, weights: Weights) -> Tensor | None:
-        if shared.seed is None:
+        if shared.seed is None or shared.drawn is None:
             return None
         leak = weights.units[0]
         assert leak is not None
         z = normal(
             shared.seed, 1, shared.batch_size, self.hidden_size, stream=layer,
-            first_step=shared.steps,
+            first_step=shared.drawn,
         )[0]  # fmt: skip
         return (self.noise_std * torch.sqrt(2 / leak) * z).to(leak.dtype)
 

@@ -75,7 +75,8 @@ class Streaming:
         check_size("batch_size", batch_size, least=0)
         refuse_hooks(self)
         state = self._new_stream(batch_size)
-        state._shared.seed = self._step_seed(self._first_weight().device)
+        seed = self._step_seed(self._first_weight().device)
+        state._shared.seed, state._shared.drawn = seed, None if seed is None else seed.new_zeros(1)
         return state
 
     def step(self, x: Tensor, state: State, *, drive: Tensor | None = None) -> tuple[Tensor, State]:
@@ -114,6 +115,7 @@ class Streaming:
             drive, _ = self._step_input("drive", drive, shared, self._drive_size())
         if torch.is_grad_enabled():
             self._stream_rule(shared)
+        shared.enter()
         try:
             for layer in shared.layers:
                 layer.prepare(key)
@@ -130,6 +132,8 @@ class Streaming:
                 y = self._steps(shared, x, drive)
         else:
             y = self._steps(shared, x, drive)
+        if shared.drawn is not None:
+            shared.drawn += 1
         shared.steps += 1
         shared.serial += 1
         return (y if y.dtype == dtype else y.to(dtype)), State(shared)
