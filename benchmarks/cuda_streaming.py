@@ -136,7 +136,7 @@ def sparse(device: str) -> tuple[str, dict[str, Call]]:
 
 
 #: cell, its options, rule
-STREAMS = (
+STREAMS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("LeakyRNN", {"leak": 0.3}, "eprop"), ("LeakyRNN", {"leak": 0.3}, "snap1"),
     ("LeakyRNN", {"leak": 0.3}, "rtrl"), ("GRU", {}, "eprop"), ("LSTM", {}, "eprop"),
     ("LIF", {}, "eprop"), ("ALIF", {}, "eprop"), ("LRU", {}, "rtrl"),
@@ -179,28 +179,47 @@ def launches(call: Call) -> int:
     return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in found.events())
 
 
-def streams(device: str, batch: int, n: int) -> list[Row]:
-    """Wall time of single steps, and their launches."""
-    rows = []
+def captured(step: Call) -> Call:
+    """The same in a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def streams(batch: int, n: int) -> list[Row]:
+    """Wall time of single steps, as Python runs them and captured, and their launches."""
+    rows: list[Row] = []
     for cell, options, rule in STREAMS:
-        step = Online(device, cell, options, rule, batch, n)
+        step = Online("cuda", cell, options, rule, batch, n)
         for _ in range(30):
             step()
-        times = []
-        for _ in range(10):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(20):
-                step()
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - start) / 20)
-        row: Row = {
-            "problem": f"online, B={batch} n={n}",
-            "name": f"{cell} {rule}",
-            "median_us": 1e6 * statistics.median(times),
-            "launches": launches(step),
-        }
-        rows.append(row)
+        count, base = launches(step), 0.0
+        for label, call in ((rule, step), (f"{rule}, captured", captured(step))):
+            times = []
+            for _ in range(10):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(20):
+                    call()
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - start) / 20)
+            median = statistics.median(times)
+            base = base or median
+            row: Row = {
+                "problem": f"online, B={batch} n={n}",
+                "name": f"{cell} {label}",
+                "median_us": 1e6 * median,
+                "ratio": median / base,
+                "launches": count,
+            }
+            rows.append(row)
     return rows
 
 
@@ -216,7 +235,7 @@ def measure(device: str, rounds: int = 7, seconds: float = 0.02) -> list[Row]:
     for problem, calls in problems:
         rows += _compare(problem, calls, device, rounds, seconds)
     for batch, n in ((1, 32), (32, 256)):
-        rows += streams(device, batch, n)
+        rows += streams(batch, n)
     return rows
 
 

@@ -163,7 +163,7 @@ def test_resets_inside_the_graph(cell, rule):
 @pytest.mark.parametrize("cell", ["rate", "GRU", "ALIF, trained"])
 def test_steps_without_gradients(cell, rule):
     """A graph under no_grad, alone and beside one that learns; credit ends there."""
-    eager, graph = pair(cell, rule)
+    _, graph = pair(cell, rule)
     x, gy = operands(12)
     graph.capture(x[:1], gy[:1])
     given = x[0].clone()
@@ -379,7 +379,7 @@ def test_rules_that_look_back_are_refused(cell, rule):
         pytest.skip("not defined")
     eager, graph = pair(cell, rule)
     x, gy = operands(2)
-    with pytest.raises(RuntimeError, match="looks back at earlier steps .* can't be captured"):
+    with pytest.raises(RuntimeError, match=r"looks back at earlier steps .* can't be captured"):
         graph.capture(x[:1], gy[:1])
     graph.steps(x, gy)
     eager.steps(x, gy)
