@@ -14,7 +14,7 @@ namespace {
 // From so many states on, products are the vendor's.
 constexpr int64_t kVendor = 32;
 // Of one product: little enough to stay in the cache until it has been used.
-constexpr int64_t kProductBytes = int64_t{16} << 20;
+constexpr int64_t kProductBytes = int64_t{32} << 20;
 
 // A view (B, rows, columns) of `x`, from `offset` numbers past its first on.
 inline Tensor matrices(const Tensor& x, int64_t offset, std::array<int64_t, 3> sizes, std::array<int64_t, 3> strides) {
@@ -48,8 +48,9 @@ struct OnCudaInfluence {
     const int64_t N = s.S * s.n, all = s.R * s.Q;
     const Tensor partial = make(influence, {s.signals * s.B * all});
     if (N < kVendor || s.K == 0) return check(cuda::rtrl_step<T>(p, nullptr, out<T>(partial), context.stream()));
-    const int64_t fits = kProductBytes / (s.B * N * static_cast<int64_t>(sizeof(T))) / 32 * 32;
-    const int64_t most = std::min(all, std::max<int64_t>(fits, 64));
+    const int64_t fits = std::max<int64_t>(kProductBytes / (s.B * N * static_cast<int64_t>(sizeof(T))), 64);
+    const int64_t parts = (all + fits - 1) / fits, each = (all + parts - 1) / parts;
+    const int64_t most = std::min(all, (each + 31) / 32 * 32);
     const Tensor product = make(influence, {s.B * N * most});
     const Tensor dense = jacobian.is_contiguous() ? jacobian : torch::stable::contiguous(jacobian);
     Batched batched{influence, dense, product, s.B, N};

@@ -30,7 +30,15 @@ struct Split {
   bool whole, level;
 };
 
-// A thread's rows and columns in row b of the batch, in state k.
+// What one step brings to a thread's rows and columns.
+template <class T, int S, int Rows>
+struct Inputs {
+  Quad<T> pre;
+  T d[S * S][Rows], f[S][Rows];
+};
+
+// A thread's rows and columns in row b of the batch, in state k. Of the next step and of the next row of the batch is read
+// what can be before something is stored, behind which the compiler can't move a load.
 template <class T, int S, int Rows>
 struct Tile {
   const TraceStep<T>& p;
@@ -50,8 +58,8 @@ struct Tile {
     }
   }
   __device__ __forceinline__ bool inside(int t) const { return t == 0 || r + t < p.s.R; }
-  __device__ __forceinline__ T* at(int t, int s) const {
-    return p.trace.p + b * p.trace.b + s * p.trace.s + row[t] * p.trace_row + j;
+  __device__ __forceinline__ T* at(int64_t in, int t, int s) const {
+    return p.trace.p + in * p.trace.b + s * p.trace.s + row[t] * p.trace_row + j;
   }
   // A number for each of the rows: `from` at their places.
   __device__ __forceinline__ void for_rows(const T* from, const int64_t* places, int64_t stride, T* x) const {
@@ -66,45 +74,46 @@ struct Tile {
 #pragma unroll
     for (int t = 0; t < Rows; ++t) x[t] = from[places[t] * stride];
   }
-  __device__ __forceinline__ void read(int64_t at_b) {
-    b = at_b;
-    k = 0;
+  // The traces in a row of the batch.
+  __device__ __forceinline__ void read(int64_t in, Quad<T> (&to)[Rows][S]) const {
 #pragma unroll
     for (int t = 0; t < Rows; ++t) {
 #pragma unroll
-      for (int s = 0; s < S; ++s) e[t][s] = load_quad<T>(at(t, s), count, split.whole);
+      for (int s = 0; s < S; ++s) to[t][s] = load_quad<T>(at(in, t, s), count, split.whole);
     }
   }
-  __device__ __forceinline__ void step() {
-    Quad<T> pre;
+  __device__ __forceinline__ Inputs<T, S, Rows> inputs(int64_t of) const {
+    Inputs<T, S, Rows> x;
     if (p.pre.p) {
-      pre = load_quad<T>(p.pre.p + k * p.pre.k + b * p.pre.b + j, count, split.whole);
+      x.pre = load_quad<T>(p.pre.p + of * p.pre.k + b * p.pre.b + j, count, split.whole);
     } else {
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) pre.v[i] = T(1);
+      for (int i = 0; i < kColumns; ++i) x.pre.v[i] = T(1);
     }
-    T d[S * S][Rows], f[S][Rows];
-    const T* decay = p.decay.p + k * p.decay.k + b * p.decay.b;
-    const T* psi = p.psi.p + k * p.psi.k + b * p.psi.b;
+    const T* decay = p.decay.p + of * p.decay.k + b * p.decay.b;
+    const T* psi = p.psi.p + of * p.psi.k + b * p.psi.b;
 #pragma unroll
     for (int s = 0; s < S; ++s) {
-      for_rows(psi + s * p.psi.s, row, 1, f[s]);
+      for_rows(psi + s * p.psi.s, row, 1, x.f[s]);
 #pragma unroll
-      for (int o = 0; o < S; ++o) for_rows(decay + s * p.decay.s + o * p.decay_from, unit, p.decay_unit, d[s * S + o]);
+      for (int o = 0; o < S; ++o) for_rows(decay + s * p.decay.s + o * p.decay_from, unit, p.decay_unit, x.d[s * S + o]);
     }
+    return x;
+  }
+  __device__ __forceinline__ void step(const Inputs<T, S, Rows>& x) {
 #pragma unroll
     for (int t = 0; t < Rows; ++t) {
       T own[S * S], by[S];
 #pragma unroll
-      for (int s = 0; s < S; ++s) by[s] = f[s][t];
+      for (int s = 0; s < S; ++s) by[s] = x.f[s][t];
 #pragma unroll
-      for (int s = 0; s < S * S; ++s) own[s] = d[s][t];
+      for (int s = 0; s < S * S; ++s) own[s] = x.d[s][t];
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
         T column[S];
 #pragma unroll
         for (int s = 0; s < S; ++s) column[s] = e[t][s].v[i];
-        trace_advance<S>(own, by, pre.v[i], column);
+        trace_advance<S>(own, by, x.pre.v[i], column);
 #pragma unroll
         for (int s = 0; s < S; ++s) e[t][s].v[i] = column[s];
       }
@@ -114,7 +123,7 @@ struct Tile {
     for (int t = 0; t < Rows; ++t) {
       if (!inside(t)) break;
 #pragma unroll
-      for (int s = 0; s < S; ++s) store_quad(at(t, s), e[t][s], count, split.whole);
+      for (int s = 0; s < S; ++s) store_quad(at(b, t, s), e[t][s], count, split.whole);
     }
   }
   __device__ __forceinline__ void contract(int64_t m, Quad<T>* sum) const {
@@ -153,13 +162,32 @@ __device__ __forceinline__ void update(const TraceStep<T>& p, const Split& split
     for (Quad<T>& x : rows) x = zero_quad<T>();
   }
   if (there) {
+    const int64_t plain = Signals > 0 ? p.s.K + 1 - p.s.signals : p.s.K;  // steps before the first signal
+    Quad<T> next[kRows][S];
+    if (slice < p.s.B) tile.read(slice, next);
     for (int64_t b = slice; b < p.s.B; b += slices) {
-      tile.read(b);
-      for (const int64_t first = Signals > 0 ? p.s.K + 1 - p.s.signals : p.s.K; tile.k < first;) tile.step();
+      tile.b = b;
+      tile.k = 0;
+#pragma unroll
+      for (int t = 0; t < kRows; ++t) {
+#pragma unroll
+        for (int s = 0; s < S; ++s) tile.e[t][s] = next[t][s];
+      }
+      if (b + slices < p.s.B) tile.read(b + slices, next);
+      Inputs<T, S, kRows> now{};
+      if (p.s.K > 0) now = tile.inputs(0);
+      while (tile.k < plain) {
+        const Inputs<T, S, kRows> then = now;
+        if (tile.k + 1 < p.s.K) now = tile.inputs(tile.k + 1);
+        tile.step(then);
+      }
 #pragma unroll
       for (int m = 0; m < Signals; ++m) {  // the sums are registers: their index must be known
         if (m >= p.s.signals) break;
-        if (m > 0) tile.step();
+        if (m > 0) {
+          tile.step(now);
+          if (tile.k < p.s.K) now = tile.inputs(tile.k);
+        }
         tile.contract(m, sum[m]);
       }
     }
