@@ -179,28 +179,58 @@ def launches(call: Call) -> int:
     return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in found.events())
 
 
+def captured(step: Online, warm_up: int = 3) -> Call:
+    """The same step as one CUDA graph: what replays it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _wall(call: Call) -> float:
+    """Median seconds of a call, started one after the other."""
+    times = []
+    for _ in range(10):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(20):
+            call()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / 20)
+    return statistics.median(times)
+
+
 def streams(device: str, batch: int, n: int) -> list[Row]:
-    """Wall time of single steps, and their launches."""
+    """Wall time of single steps and their launches, by Python and as replays of a CUDA graph, whose
+    ratio is to the former."""
     rows = []
     for cell, options, rule in STREAMS:
         step = Online(device, cell, options, rule, batch, n)
         for _ in range(30):
             step()
-        times = []
-        for _ in range(10):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(20):
-                step()
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - start) / 20)
-        row: Row = {
-            "problem": f"online, B={batch} n={n}",
-            "name": f"{cell} {rule}",
-            "median_us": 1e6 * statistics.median(times),
-            "launches": launches(step),
-        }
-        rows.append(row)
+        problem, name = f"online, B={batch} n={n}", f"{cell} {rule}"
+        python = _wall(step)
+        rows.append(
+            {
+                "problem": problem, "name": name, "median_us": 1e6 * python,
+                "launches": launches(step),
+            }
+        )  # fmt: skip
+        replay = captured(step)
+        replay()
+        graph = _wall(replay)
+        rows.append(
+            {
+                "problem": problem, "name": f"{name}, captured", "median_us": 1e6 * graph,
+                "ratio": graph / python,
+            }
+        )  # fmt: skip
     return rows
 
 

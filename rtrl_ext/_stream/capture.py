@@ -1,4 +1,4 @@
-"""Steps inside a CUDA graph, whose replays repeat what the device did and nothing that Python did."""
+"""Steps inside a CUDA graph, whose replays repeat what the device did, and nothing of Python."""
 
 from collections.abc import Sequence
 
