@@ -1,10 +1,13 @@
-"""The meaning of a CUDA graph, on the CPU: what a capture records, and what a replay repeats."""
+"""The meaning of a CUDA graph, on the CPU: what a capture records, and what a replay repeats. And
+streams that learn, step by step or by a graph."""
 
 import contextlib
 
 import torch
+from streams import CELLS, B, M, network, operands
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rtrl_ext import rules
 from rtrl_ext._stream import state
 
 #: What reads the device from Python or copies from pageable memory: no capture of these.
@@ -89,3 +92,91 @@ def seen():
         yield
     finally:
         state.is_capturing = before
+
+
+RULES = [
+    rules.Immediate(), rules.EProp(), rules.EProp(readout_decay=0.7), rules.SnAp1(), rules.RTRL(),
+    rules.SnAp(2), rules.UORO(seed=5), rules.KFRTRL(seed=5),
+    rules.KeRNL(seed=5, restart=4), rules.DNI(),
+]  # fmt: skip
+
+
+def defined(cell, rule):
+    try:
+        net = network(cell, rule)
+        net.step(torch.zeros(1, M, dtype=torch.float64), net.init_state(1))
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+PAIRS = [(cell, rule) for cell in CELLS for rule in RULES if defined(cell, rule)]
+
+
+class Learning:
+    """Steps with their losses and updates: by Python, and K of them by one graph."""
+
+    def __init__(self, net, batch=B, every=True, rate=0.01):
+        self.net, self.every = net, every
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.5)
+        self.state = net.init_state(batch)
+        self.graph = None
+
+    def steps(self, x, gy):
+        """x (K, B, m), gy (K, B, n); a backward pass and an update at every step, or at the end."""
+        ys, loss = [], 0.0
+        for t in range(x.shape[0]):
+            y, self.state = self.net.step(x[t], self.state)
+            ys.append(y)
+            loss = loss + (y * gy[t]).sum() + (y**2).sum()
+            if self.every or t + 1 == x.shape[0]:
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                loss = 0.0
+        assert self.graph is not None or all(y.isfinite().all() for y in ys)
+        return torch.stack([y.detach() for y in ys])
+
+    def capture(self, x, gy, mask=None):
+        self.x, self.gy = x.clone(), gy.clone()
+        self.graph = Graph()
+        with self.graph:
+            if mask is not None:
+                self.state.reset(mask)
+            self.y = self.steps(self.x, self.gy)
+
+    def replay(self, x, gy):
+        self.x.copy_(x)
+        self.gy.copy_(gy)
+        self.graph.replay()
+        return self.y.clone()
+
+
+def pair(cell, rule, every=True, **changes):
+    """Twice the same network after two steps: for Python, and for a graph."""
+    x, gy = operands(2)
+    both = []
+    for _ in range(2):
+        torch.manual_seed(8)
+        rate = 1e-3 if cell == "LRU" else 1e-2
+        learning = Learning(network(cell, rule, **changes), every=every, rate=rate)
+        for t in range(2):
+            learning.steps(x[t : t + 1], gy[t : t + 1])
+        both.append(learning)
+    return both
+
+
+def numbers(learning):
+    """Everything that a stream and its network hold: parameters, states, memory, the clock."""
+    layers = learning.state.state_dict()["layers"]
+    found = [p.detach() for p in learning.net.parameters()]
+    for layer in layers:
+        found += [*layer["states"], *layer["memory"].values()]
+        if layer["clock"] is not None:
+            found.append(layer["clock"])
+    return found
+
+
+def equal(a, b):
+    one, two = numbers(a), numbers(b)
+    return all(torch.equal(s, t) for s, t in zip(one, two, strict=True))

@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
 GPU_TESTS = (
     "python_tests/cuda/test_gpu.py", "python_tests/cuda/test_gpu_streaming.py",
     "python_tests/cuda/test_gpu_capture.py",
+    "python_tests/cuda/test_gpu_capture.py",
 )  # fmt: skip
 #: Tests of every backend: here the one that moves its arguments to the GPU.
 MOVED_TESTS = (

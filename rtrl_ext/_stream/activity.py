@@ -35,7 +35,7 @@ class Activity:
         self.home: Home | None = None
         self.capturing = False
         # for a home's `fresh`, which a capture must not make: no rows, all rows
-        self.none_or_all = [torch.full((batch,), value, device=like.device) for value in (False, True)]
+        self.none_or_all = [torch.full((batch,), v, device=like.device) for v in (False, True)]
 
     def admit(self, capturing: bool) -> None:
         """RuntimeError for what can't be captured, or can't follow what was."""

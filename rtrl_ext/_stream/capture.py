@@ -1,4 +1,4 @@
-"""Steps inside a CUDA graph, whose replays repeat what the device did and nothing that Python did."""
+"""Steps inside a CUDA graph, whose replays repeat what the device did, and nothing of Python."""
 
 from collections.abc import Sequence
 
@@ -27,6 +27,10 @@ THIRD_FACTOR = (
     "a third factor with a time axis (modulator) can't be captured in a CUDA graph: replays would "
     "read the same steps of it again; multiply the loss of each row by its factor"
 )
+WAITS = (
+    "OK can't be captured in a CUDA graph: its decompositions wait for the device; KFRTRL and UORO "
+    "can"
+)
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -40,6 +44,8 @@ def check_rule(learner: Learner | None, time: int) -> None:
         raise RuntimeError(WARM_UP)
     if learner.looks_back:
         raise RuntimeError(LOOKS_BACK)
+    if learner.waits:
+        raise RuntimeError(WAITS)
     if learner.modulator is not None:
         raise RuntimeError(THIRD_FACTOR)
 

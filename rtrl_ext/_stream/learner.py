@@ -46,11 +46,11 @@ class Learner:
     keeps_weights: whether records must keep the recurrent weight as it was at their step.
     keeps_pre: whether they must keep what the input gave to the pre-activations. looks_back:
     whether steps are read after they were taken up. reads_before: whether `again` reads what was
-    before its step. clock: (B,) int64, how many steps were taken up, in rules that draw random
-    numbers.
+    before its step. waits: whether its operations on a GPU wait for the device. clock: (B,)
+    int64, how many steps were taken up, in rules that draw random numbers.
     """
 
-    keeps_weights = keeps_pre = looks_back = reads_before = False
+    keeps_weights = keeps_pre = looks_back = reads_before = waits = False
     clock: Tensor | None = None
     #: the policy of the factors, and whether per-unit constants take part
     policy = NONE

@@ -9,7 +9,10 @@ from torch import Tensor
 from .layer import LayerStream
 from .records import Record
 
-_LAYER = ("index", "time", "states", "fresh", "cut", "learning", "memory", "clock", "looked_back", "records")
+_LAYER = (
+    "index", "time", "states", "fresh", "cut", "learning", "memory", "clock", "looked_back",
+    "records",
+)  # fmt: skip
 _RECORD = ("index", "x", "before", "after", "kept", "fresh", "w_hh", "units", "chain")
 
 

@@ -137,6 +137,7 @@ class Kronecker(Stochastic):
     def __init__(self, setting: Setting, *, seed: int, terms: int = 0) -> None:
         super().__init__(setting, seed=seed)
         self.terms = terms
+        self.waits = terms > 0
         columns = setting.inputs + setting.hidden + 1
         lead = (setting.batch, terms) if terms else (setting.batch,)
         rows = self.cell.gates * setting.hidden

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .._stream.layer import MOST_WAITING
+from .._stream.activity import MOST_WAITING
 
 
 @dataclass(frozen=True)
