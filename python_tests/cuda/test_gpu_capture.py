@@ -127,7 +127,12 @@ def test_noise_and_saved_states():
 
 @pytest.mark.parametrize(
     "rule",
-    [rules.MDGL(TYPES), rules.ModProp(taps=2, cell_types=TYPES), rules.TBPTT(2), rules.OK(2)],
+    [
+        rules.MDGL(TYPES),
+        rules.ModProp(taps=2, cell_types=TYPES),
+        rules.TBPTT(2),
+        rules.OK(2, seed=5),
+    ],
     ids=repr,
 )
 def test_rules_that_look_back_or_wait_are_refused(rule):

@@ -22,11 +22,12 @@ constexpr int kRowsOf = S * sizeof(T) * (Signals > 1 ? 2 : 1) <= 4 ? 4
                         : S * sizeof(T) <= 8                       ? 2
                                                                    : 1;
 
-// How a launch shares its work: `slices` threads share the rows of the batch, `quads` of four columns are in a row of the
-// matrix. whole: rows of the trace are whole words. level: so are a thread's factors, one word of each.
+// How a launch shares its work. A block has eight quads of columns; its groups of threads have a few rows each, next to each
+// other, so that what they read of the inputs is in the same lines; the `slices` of a group share the rows of the batch.
+// octets: of quads in a row of the matrix. whole: rows of the trace are whole words. level: so are a thread's factors.
 struct Split {
   int slices;
-  int64_t quads, blocks;
+  int64_t octets, blocks;
   bool whole, level;
 };
 
@@ -149,12 +150,12 @@ struct Tile {
 template <class T, int S, int Signals>
 __device__ __forceinline__ void update(const TraceStep<T>& p, const Split& split, int64_t block) {
   constexpr int kRows = kRowsOf<T, S, Signals>;
-  const int slices = split.slices, across = threadIdx.x % kAcross;
+  const int slices = split.slices, across = static_cast<int>(threadIdx.x) % kAcross;
   const int slice = threadIdx.x / kAcross % slices, group = threadIdx.x / (kAcross * slices);
-  const int64_t i = (block * (kMostSlices / slices) + group) * kAcross + across;
-  const int64_t r = i / split.quads * kRows;
-  const bool there = r < p.s.R;
-  Tile<T, S, kRows> tile(p, split, there ? r : 0, i % split.quads * kColumns);
+  const int64_t r = (block / split.octets * (kMostSlices / slices) + group) * kRows;
+  const int64_t j = (block % split.octets * kAcross + across) * kColumns;
+  const bool there = r < p.s.R && j < p.s.Q;
+  Tile<T, S, kRows> tile(p, split, there ? r : 0, there ? j : 0);
   Quad<T> sum[Signals > 0 ? Signals : 1][kRows];
 #pragma unroll
   for (auto& rows : sum) {
@@ -207,18 +208,14 @@ __device__ __forceinline__ void update(const TraceStep<T>& p, const Split& split
         for (int c = 0; c < kColumns; ++c) parts[(t * kColumns + c) * kStride + threadIdx.x] = sum[m][t].v[c];
       }
       __syncthreads();
-      for (int t = slice; there && t < kRows; t += slices) {
-        if (r + t >= p.s.R) break;
-        T* grad = p.grad + (r + t) * p.grad_row + tile.j;
-        Quad<T> total = load_quad(grad, tile.count, split.whole);
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          const T* from = parts + (t * kColumns + c) * kStride + first;
-          T x = from[0];
-          for (int other = 1; other < slices; ++other) x += from[other * kAcross];
-          total.v[c] += x;
-        }
-        store_quad(grad, total, tile.count, split.whole);
+      for (int i = slice; there && i < kRows * kColumns; i += slices) {
+        const int t = i / kColumns, c = i % kColumns;
+        if (r + t >= p.s.R || c >= tile.count) continue;
+        const T* from = parts + i * kStride + first;
+        T x = from[0];
+#pragma unroll 4
+        for (int other = 1; other < slices; ++other) x += from[other * kAcross];
+        p.grad[(r + t) * p.grad_row + j + c] += x;
       }
     }
   }
@@ -261,8 +258,8 @@ TraceStep<T> column(const TraceStep<T>& p) {
 
 // So many slices of the batch that a card is full, up to one for each row. Not by the number of steps, on which the order of
 // sums must not depend.
-int slices_of(const TraceShape& s, int64_t quads, const Limits& card) {
-  const int64_t full = static_cast<int64_t>(card.sm_count) * card.threads_per_sm / 2, tiles = (s.R + 3) / 4 * quads;
+int slices_of(const TraceShape& s, const Limits& card) {
+  const int64_t full = static_cast<int64_t>(card.sm_count) * 2 * kThreads, tiles = (s.R + 3) / 4 * ((s.Q + 3) / 4);
   int slices = 1;
   while (slices < kMostSlices && 2 * slices <= s.B && slices * tiles < full) slices *= 2;
   return slices;
@@ -272,10 +269,10 @@ template <class T, int S, int Signals>
 Split split_of(const TraceStep<T>& p, const Limits& card) {
   constexpr int kRows = kRowsOf<T, S, Signals>;
   Split split{};
-  split.quads = (p.s.Q + kColumns - 1) / kColumns;
-  split.slices = slices_of(p.s, split.quads, card);
-  const int64_t tiles = (p.s.R + kRows - 1) / kRows * split.quads, each = kThreads / split.slices;
-  split.blocks = (tiles + each - 1) / each;
+  split.slices = slices_of(p.s, card);
+  const int64_t quads = (p.s.Q + kColumns - 1) / kColumns, rows = kMostSlices / split.slices * kRows;
+  split.octets = (quads + kAcross - 1) / kAcross;
+  split.blocks = (p.s.R + rows - 1) / rows * split.octets;
   const auto even = [](std::initializer_list<int64_t> strides) {
     bool all = true;
     for (const int64_t stride : strides) all = all && stride % kColumns == 0;

@@ -151,37 +151,28 @@ __global__ void __launch_bounds__(kThreads) pass(Uoro<T> p, UoroBlock<T> k, int6
   const Lane<T> lane(i % parts, k.Q, vec);
   Quad<T> total = zero_quad<T>();
   const int64_t first = kPass == Pass::Gradient ? slice : blockIdx.y, every = kPass == Pass::Gradient ? slices : gridDim.y;
-  constexpr int kAtOnce = 4;  // rows read before one is written, behind which the compiler can't move a load
-  for (int64_t start = there ? first : p.B; start < p.B; start += kAtOnce * every) {
-    Quad<T> x[kAtOnce], pre[kAtOnce];
+#pragma unroll 4
+  for (int64_t b = there ? first : p.B; b < p.B; b += every) {
+    const int64_t row = b * k.R + r;
+    T* theta = k.theta + row * k.Q;
+    Quad<T> x = zero_quad<T>();
+    if (kPass == Pass::Square || kept(p, b)) x = lane.get(theta);
+    if (kPass != Pass::Square) {
+      const Quad<T> pre = lane.get(k.pre + b * k.Q);
+      const T scale = p.scale[b], a = k.a[row];
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int64_t b = start + u * every;
-      const bool inside = b < p.B;
-      x[u] = pre[u] = zero_quad<T>();
-      if (inside && (kPass == Pass::Square || kept(p, b))) x[u] = lane.get(k.theta + (b * k.R + r) * k.Q);
-      if (inside && kPass != Pass::Square) pre[u] = lane.get(k.pre + b * k.Q);
+      for (int c = 0; c < kEach; ++c) x.v[c] = a * pre.v[c] + scale * x.v[c];
+      lane.put(theta, x);
     }
+    T squares = 0;
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int64_t b = start + u * every, row = b * k.R + r;
-      if (b >= p.B) break;
-      if (kPass != Pass::Square) {
-        const T scale = p.scale[b], a = k.a[row];
+    for (int c = 0; c < kEach; ++c) squares += x.v[c] * x.v[c];
+    squares = warp_sum(squares);
+    if (threadIdx.x % kWarp == 0) k.sums[row * parts + i % parts] = squares;
+    if (kPass == Pass::Gradient) {
+      const T weight = p.weight[b];
 #pragma unroll
-        for (int c = 0; c < kEach; ++c) x[u].v[c] = a * pre[u].v[c] + scale * x[u].v[c];
-        lane.put(k.theta + row * k.Q, x[u]);
-      }
-      T squares = 0;
-#pragma unroll
-      for (int c = 0; c < kEach; ++c) squares += x[u].v[c] * x[u].v[c];
-      squares = warp_sum(squares);
-      if (threadIdx.x % kWarp == 0) k.sums[row * parts + i % parts] = squares;
-      if (kPass == Pass::Gradient) {
-        const T weight = p.weight[b];
-#pragma unroll
-        for (int c = 0; c < kEach; ++c) total.v[c] += weight * x[u].v[c];
-      }
+      for (int c = 0; c < kEach; ++c) total.v[c] += weight * x.v[c];
     }
   }
   if constexpr (kPass == Pass::Gradient) {
