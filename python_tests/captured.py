@@ -8,7 +8,7 @@ from streams import CELLS, B, M, network, operands
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtrl_ext import rules
-from rtrl_ext._stream import state
+from rtrl_ext._stream import capture
 
 #: What reads the device from Python or copies from pageable memory: no capture of these.
 FORBIDDEN = (
@@ -86,12 +86,12 @@ class Graph(TorchDispatchMode):
 @contextlib.contextmanager
 def seen():
     """Inside, the library takes `Graph` for a capture."""
-    before = state.is_capturing
-    state.is_capturing = lambda device: Graph.capturing
+    before = capture.is_capturing
+    capture.is_capturing = lambda device: Graph.capturing
     try:
         yield
     finally:
-        state.is_capturing = before
+        capture.is_capturing = before
 
 
 RULES = [

@@ -1,7 +1,7 @@
 """One differentiable layer of linear recurrent units: maps in and out, the scan between them."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,13 +31,36 @@ def recurrence(nu_log: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return lam, torch.sqrt(-torch.expm1(-2 * decay))
 
 
-def slopes(nu_log: Tensor, lam: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
-    """Derivatives (n,) of λ (re, im) by nu_log and by theta, and of γ by nu_log, from the results
-    of `recurrence`; all constants."""
+class StepConstants(NamedTuple):
+    """What a step and its derivatives are made of; j is a plane before, i one after.
+
+    gamma (n,). lam (2, 2, n): [j, i] is d s_i / d s_j, its first row λ in planes. slopes (2, 2, 2,
+    n): [j, i, 0] is the derivative of that by nu_log, [j, i, 1] by theta. ratio (n,): dγ/dnu_log
+    over -γ.
+    """
+
+    gamma: Tensor
+    lam: Tensor
+    slopes: Tensor
+    ratio: Tensor
+
+
+def step_constants(nu_log: Tensor, theta: Tensor) -> StepConstants:
+    """The numbers of `recurrence` and their derivatives written out, in few operations."""
     inside = nu_log.clamp(*_RANGE[nu_log.dtype])
-    re, im = lam
-    rate = torch.where(inside == nu_log, torch.exp(inside), 0.0)
-    return -rate * re, -rate * im, -im, re, rate * (re.square() + im.square()) / gamma
+    decay = -torch.exp(inside)
+    modulus = torch.exp(decay)
+    re, im = modulus * torch.cos(theta), modulus * torch.sin(theta)
+    squared = -torch.expm1(2 * decay)
+    rate = decay * (inside == nu_log)
+    nre, nim = -re, -im
+    both = torch.stack([re, im, nim, re, nim, re, nre, nim])
+    slopes = torch.stack([both[:4] * rate, both[4:]], 1)
+    shape = (2, 2, -1)
+    return StepConstants(
+        torch.sqrt(squared), both[:4].view(shape), slopes.view(2, 2, 2, -1),
+        rate * modulus.square() / squared,
+    )  # fmt: skip
 
 
 def check_complex(h0: Tensor, like: Tensor) -> None:

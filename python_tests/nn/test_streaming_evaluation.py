@@ -8,7 +8,7 @@ from streams import CELLS, B, M, N, gradients, network, operands, sequence, wors
 
 import rtrl_ext as rx
 from rtrl_ext._alif_layer import decay, decay_and_slope
-from rtrl_ext._lru_layer import recurrence, slopes
+from rtrl_ext._lru_layer import recurrence, step_constants
 from rtrl_ext.rules import DNI, RTRL, TBPTT, EProp, KeRNL, Rule, SnAp1
 
 ONE_OF_EACH = ["rate", "voltage", "GRU", "LSTM", "ALIF", "LIF", "LRU"]
@@ -146,11 +146,14 @@ def test_derivatives_of_constants():
     nu = torch.tensor([-900.0, -5.0, 0.0, 1.0, 900.0], dtype=torch.float64, requires_grad=True)
     theta = torch.linspace(0.1, 3.0, 5, dtype=torch.float64, requires_grad=True)
     lam, gamma = recurrence(nu, theta)
-    found = slopes(nu.detach(), lam.detach(), gamma.detach())
-    for made, (of, by) in zip(
-        found,
-        ((lam[0], nu), (lam[1], nu), (lam[0], theta), (lam[1], theta), (gamma, nu)),
-        strict=True,
-    ):
-        (g,) = torch.autograd.grad(of.sum(), by, retain_graph=True)
-        assert torch.allclose(made, g, rtol=1e-12, atol=1e-300)
+    made = step_constants(nu.detach(), theta.detach())
+    matrix = [[lam[0], lam[1]], [-lam[1], lam[0]]]  # row: the plane before
+    assert torch.equal(made.gamma, gamma)
+    by_nu = torch.autograd.grad(gamma.sum(), nu, retain_graph=True)[0]
+    assert torch.allclose(-made.ratio * gamma, by_nu, rtol=1e-12, atol=1e-300)
+    for j, row in enumerate(matrix):
+        for i, of in enumerate(row):
+            assert torch.equal(made.lam[j, i], of)
+            for k, by in enumerate((nu, theta)):
+                (g,) = torch.autograd.grad(of.sum(), by, retain_graph=True)
+                assert torch.allclose(made.slopes[j, i, k], g, rtol=1e-12, atol=1e-300)

@@ -43,7 +43,7 @@ class Blocks(dict[str, Block]):
         x = record.x if name == "ih" else self.cell.output(record.before)
         if not block.ones:
             return x
-        one = x.new_ones(x.shape[0], 1)
+        one = self.cell.constant(1.0, (x.shape[0], 1), x)
         return torch.cat([x, one], 1) if block.weight else one
 
     def psi(self, name: str, psi: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Steps inside a CUDA graph, whose replays repeat what the device did, and nothing of Python."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .learner import Learner
+if TYPE_CHECKING:
+    from .learner import Learner
 
 WARM_UP = (
     "a step with gradients is captured whose rule has not learned yet: make a step with its "
@@ -38,7 +40,7 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def check_rule(learner: Learner | None, time: int) -> None:
+def check_rule(learner: "Learner | None", time: int) -> None:
     """RuntimeError for what a replay could not repeat; ``time``: of the last step taken up."""
     if learner is None or not time:
         raise RuntimeError(WARM_UP)

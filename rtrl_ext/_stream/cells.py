@@ -6,11 +6,13 @@ rows of one such call.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reference.leaky_rnn import LOCAL
+from . import capture
 from .records import Factors, Record, Weights
 
 #: A policy beside those of the backward operations: nothing of the state before.
@@ -30,6 +32,20 @@ class StepCell:
     names: tuple[str, ...]
     #: whether units reach each other
     reaches = True
+
+    def __init__(self) -> None:
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+
+    def constant(self, value: float, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A tensor of one value, made once and never to be written into."""
+        key = (value, tuple(shape), like.dtype, like.device)
+        found = self._constants.get(key)
+        if found is None:
+            found = like.new_full(key[1], value)
+            # what a capture makes has no value yet, and a tracer forbids what outlives the graph
+            if not capture.is_capturing(like.device) and not torch.compiler.is_compiling():
+                self._constants[key] = found
+        return found
 
     def initial(self, batch: int, n: int, like: Tensor) -> tuple[Tensor, ...]:
         """Internal states at rest."""

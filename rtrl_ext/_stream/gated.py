@@ -16,6 +16,7 @@ class Gated(StepCell):
     """GRU and LSTM; their internal states are their states."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.cell = CELLS[name]
         self.gates, self.parts, self.states = (
             self.cell.gates, self.cell.parts, self.cell.num_states,
@@ -34,10 +35,10 @@ class Gated(StepCell):
     def signal(self, after: Sequence[Tensor], weights: Weights, gy: Tensor) -> Tensor:
         if self.states == 1:
             return gy.unsqueeze(1)
-        return torch.stack([gy, torch.zeros_like(gy)], 1)
+        return torch.stack([gy, self.constant(0.0, gy.shape, gy)], 1)
 
     def read(self, before: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        return (None, *(torch.zeros_like(s) for s in before[1:]))
+        return (None, *(self.constant(0.0, s.shape, s) for s in before[1:]))
 
     def back(
         self, record: Record, gy: Tensor | None, finals: tuple[Tensor | None, ...],
@@ -62,7 +63,7 @@ class Gated(StepCell):
         p = self._pass(records)
         transport = None if policy in (NONE, LOCAL) else p.w
         rule = Rule(LOCAL if policy == NONE else policy)
-        ones = torch.ones_like(p.y[0])
+        ones = self.constant(1.0, p.y[0].shape, p.y)
         each: list[tuple[Tensor, list[Tensor] | None, list[Tensor]]] = []
         for i in range(self.states):
             seeds = [ones if i == j else None for j in range(self.states)]

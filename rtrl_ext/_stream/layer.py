@@ -135,6 +135,7 @@ class LayerStream(Activity):
         self.read, self.make, self.mask = read, make, mask
         self.weights: Weights | None = None
         self.gate: Tensor | None = None
+        self.absent = None if mask is None else ~mask
         self.nothing = like.new_zeros(0)
         # whether parameters may have changed unseen: ``p.data -= ...`` leaves versions as they are
         self.doubtful = False
@@ -248,6 +249,6 @@ class LayerStream(Activity):
         self.doubtful = True
         if self.weights is not None and self.weights.derived:
             self.weights = self.gate = None  # the graph that they were made by is gone
-        if self.mask is not None and "w_hh" in grads:
-            grads["w_hh"] = torch.where(self.mask, grads["w_hh"], 0.0)
+        if self.absent is not None and "w_hh" in grads:
+            grads["w_hh"].masked_fill_(self.absent, 0.0)
         return grads

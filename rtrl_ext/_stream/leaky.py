@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .._kernels import kernels
@@ -18,6 +17,7 @@ class Leaky(StepCell):
     gates = states = parts = 1
 
     def __init__(self, form: int, act: int, unit_leak: bool) -> None:
+        super().__init__()
         self.form, self.act, self.unit_leak = form, act, unit_leak
         self.voltage = form == VOLTAGE
         self.names = ("h", "y") if self.voltage else ("h",)
@@ -108,7 +108,7 @@ class Leaky(StepCell):
             aux = y.new_empty(0)
         else:
             aux = side_by_side([r.kept[0] for r in records]).unsqueeze(0)
-        ones = torch.ones_like(y[0])
+        ones = self.constant(1.0, y[0].shape, y)
         transport = None if policy in (NONE, LOCAL) else weights.w_hh[None]
         delta, gy0, gs0, _ = kernels().leaky_backward(
             None, None, ones, y, aux, transport, leak[None], None, self.form, self.act,

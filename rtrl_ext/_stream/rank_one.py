@@ -48,19 +48,19 @@ class RankOne(Learner):
         each = []
         for record in records:
             y = self.cell.output(record.before)
-            given = {"x": record.x, "y": y, "one": y.new_ones(y.shape[0], 1)}
+            given = {"x": record.x, "y": y, "one": self.cell.constant(1.0, (y.shape[0], 1), y)}
             if self.decay:
                 if record.fresh is not None:
                     fresh = record.fresh.unsqueeze(1)
                     now = {name: z.masked_fill(fresh, 0.0) for name, z in now.items()}
-                now = {name: self.decay * z + given[name] for name, z in now.items()}
+                now = {name: torch.add(given[name], z, alpha=self.decay) for name, z in now.items()}
             else:
                 now = {name: given[name] for name in now}
             each.append(now)
         steps, seen = [*self.held, *records], [*self.seen, *each]
         grads = self._through(steps, [*(None for _ in self.held), *signals], seen)
-        for name, z in self.inputs.items():
-            z.copy_(now[name])
+        if now:
+            torch._foreach_copy_(list(self.inputs.values()), list(now.values()))
         if self.hops is not None:
             kept = self.hops.taps + 1
             self.held, self.seen = steps[-kept:], seen[-kept:]

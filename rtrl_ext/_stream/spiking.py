@@ -25,6 +25,7 @@ class Spiking(StepCell):
     gates = parts = 1
 
     def __init__(self, options: Options, adapts: bool) -> None:
+        super().__init__()
         self.options = options._replace(want_states=True)
         self.adapts = adapts
         self.states = 2 if adapts else 1
@@ -70,13 +71,15 @@ class Spiking(StepCell):
         )  # fmt: skip
         _, v_n, a_n, count = (s[0] if s.dim() > 1 else s for s in finals)
         psi, beta = psi[0, 0], weights.units[2]
-        by_a = psi.new_empty(0) if beta is None else -beta * psi
+        by_a = psi.new_empty(0)
+        if beta is not None:  # -β ψ
+            by_a = torch.addcmul(self.constant(0.0, (), psi), beta, psi, value=-1.0)
         return (z[0, 0], v_n, a_n, count, psi, by_a), ()
 
     def signal(self, after: Sequence[Tensor], weights: Weights, gy: Tensor) -> Tensor:
         if not self.adapts:
             return (gy * after[4]).unsqueeze(1)
-        return torch.stack([gy * after[4], gy * after[5]], 1)
+        return torch.stack([after[4], after[5]], 1) * gy.unsqueeze(1)
 
     def slope(self, record: Record) -> Tensor:
         return record.after[4]
@@ -127,7 +130,7 @@ class Spiking(StepCell):
         p = self._pass(records)
         transport = None if policy in (NONE, LOCAL) else p.w
         rule = Rule(LOCAL if policy == NONE else policy)
-        ones, each = torch.ones_like(p.y[0]), []
+        ones, each = self.constant(1.0, p.y[0].shape, p.y), []
         chain = records[0].weights.chain
         reads = [
             side_by_side([self.read(r.before)[i] for r in records]) for i in range(self.states)
@@ -139,7 +142,7 @@ class Spiking(StepCell):
             decay = None
             if policy != NONE:
                 by_z, own = out.initial[0], out.initial[1 : 1 + self.states]
-                decay = [g + by_z * r for g, r in zip(own, reads, strict=True)]
+                decay = [torch.addcmul(g, by_z, r) for g, r in zip(own, reads, strict=True)]
             terms = _units(out, p, chain) if want_units else []
             if want_units and self.adapts:  # β acts on a threshold, and so by the spikes before
                 terms[2] = torch.zeros_like(by_beta) if policy == NONE else out.initial[0] * by_beta

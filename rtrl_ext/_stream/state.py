@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import is_capturing
+from . import capture
 from .layer import LayerStream
 from .saved import check_keys, check_refill, layer_dict, load_layer, refill
 
@@ -34,7 +34,7 @@ class Shared:
 
     def enter(self) -> None:
         """Before anything that changes the layers: whether it is captured in a CUDA graph."""
-        capturing = is_capturing(self.layers[0].like.device)
+        capturing = capture.is_capturing(self.layers[0].like.device)
         for layer in self.layers:
             layer.admit(capturing)
         for layer in self.layers:

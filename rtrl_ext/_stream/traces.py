@@ -9,7 +9,7 @@ from .._trace import new_trace
 from ..reference.leaky_rnn import LOCAL
 from .hops import Hops
 from .learner import Learner, Setting, add_direct, biases, joined
-from .passes import stacked, trace_pass
+from .passes import gradients_of, stacked, trace_pass
 from .records import Gradients, Record, without_past
 
 
@@ -113,22 +113,27 @@ class Traces(Learner):
             x = through.new_zeros(0, through.shape[1], self.setting.inputs)
             y = through.new_zeros(0, through.shape[1], self.setting.hidden)
         t = self.traces
-        w_ih, b = trace_pass(t["ih"], t["b"], decay, into, x, through, commit)
-        w_hh, b_apart = trace_pass(t["hh"], t["b_apart"], decay, out, y, through, commit)
-        if self.want_units:
-            assert units is not None
-            _, u = trace_pass(None, t["u"], decay, units, None, through, commit)
-            if u is not None:
-                n = decay.shape[-1]
-                if not self.filtered:
-                    u = add_direct(self.cell, reads, signals, u)
-                grads |= {f"u{i}": u[i * n : (i + 1) * n] for i in range(u.shape[0] // n)}
+        one = self.cell.constant(1.0, (), decay)
+        made = dict(zip(t, gradients_of(list(t.values()), through), strict=True))
+
+        def run(name: str | None, bias: str, psi: Tensor, pre: Tensor | None) -> None:
+            trace, grad = (None, None) if name is None else (t[name], made[name])
+            trace_pass(trace, t[bias], decay, psi, pre, through, grad, made[bias], commit, one)
+
+        run("ih", "b", into, x)
+        run("hh", "b_apart", out, y)
+        if units is not None:
+            run(None, "u", units, None)
+        u = made["u"]
+        if u is not None:
+            n = decay.shape[-1]
+            if not self.filtered:
+                u = add_direct(self.cell, reads, signals, u)
+            grads |= {f"u{i}": u[i * n : (i + 1) * n] for i in range(u.shape[0] // n)}
         if through is None:
             return {}
-        if w_ih is not None:
-            grads["w_ih"] = w_ih
-        if w_hh is not None:
-            grads["w_hh"] = w_hh
+        grads |= {f"w_{name}": g for name in ("ih", "hh") if (g := made[name]) is not None}
+        b, b_apart = made["b"], made["b_apart"]
         if b is not None:
             biases(grads, b, b if b_apart is None else b_apart, self.wanted)
         return grads

@@ -17,7 +17,9 @@ from .._alif_layer import (
 )
 from .._cells.alif import Options
 from .._checks import check_flag, has_values
+from .._stream.capture import is_capturing
 from .._stream.cells import StepCell
+from .._stream.records import version
 from .._stream.spiking import Spiking
 from ..rules import Rule
 from .base import RecurrentBase, renewed
@@ -67,6 +69,7 @@ class SpikingRNN(RecurrentBase):
             for layer in range(num_layers if name in learned else 0):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(value.clone()))
         self.state_names = state_names("beta" in values, refractory)
+        self._decays: dict[str, tuple[Tensor, int, torch.dtype, tuple[Tensor, Tensor]]] = {}
         self._told_silent = False
 
     # Settings are fixed when the module is made: assigning one raises AttributeError.
@@ -170,7 +173,7 @@ class SpikingRNN(RecurrentBase):
                 units.append(None)
                 chain.append(None)
                 continue
-            value, slope = decay_and_slope(tau, self.dt)
+            value, slope = self._decay_and_slope(name, tau)
             units.append(value)
             chain.append(slope)
         beta = given["beta"]
@@ -180,6 +183,21 @@ class SpikingRNN(RecurrentBase):
             if name in self._learned:
                 trained[f"u{i}"] = getattr(self, f"{name}_l{layer}")
         return trained, tuple(units), (*chain, None)
+
+    def _decay_and_slope(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """α or ρ of a time constant, and the derivative; once for one that isn't trained."""
+        fixed = self._buffers[name]
+        if fixed is None:
+            return decay_and_slope(tau, self.dt)
+        known = self._decays.get(name)
+        if known is not None and known[0] is fixed and known[1:3] == (version(fixed), tau.dtype):
+            return known[3]
+        found = decay_and_slope(tau, self.dt)
+        # what a capture makes has no value yet
+        kept = has_values(found[0]) and not torch.compiler.is_compiling()
+        if kept and not is_capturing(tau.device):
+            self._decays[name] = (fixed, version(fixed), tau.dtype, found)
+        return found
 
     def _step_units(self, wanted: frozenset[str]) -> int:
         trained = any(name.startswith("u") for name in wanted)  # then the factors are of all

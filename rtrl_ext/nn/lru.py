@@ -12,7 +12,7 @@ from .. import _state
 from .._autograd import in_transform
 from .._checks import check_flag, check_shape, check_size
 from .._layer import without_padding
-from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence, slopes
+from .._lru_layer import PARAMETERS, check_complex, lru_layer, recurrence, step_constants
 from .._refuse import Undifferentiable
 from .._stream.cells import StepCell
 from .._stream.layer import LayerStream
@@ -221,17 +221,14 @@ class LRU(Streaming, nn.Module):
         return self.B_re
 
     def _step_weights(self, layer: int, keep: bool, dtype: torch.dtype) -> Weights:
-        nu_log, theta = self.nu_log.detach(), self.theta.detach()
-        lam, gamma = recurrence(nu_log, theta)
-        re, im = lam
-        chain = slopes(nu_log, lam, gamma)
+        made = step_constants(self.nu_log.detach(), self.theta.detach())
         both = torch.cat([self.B_re, self.B_im])
         tensors: dict[str, Tensor | None] = {"w_ih": both, "u0": self.nu_log, "u1": self.theta}
         wanted = frozenset(k for k, t in tensors.items() if t is not None and t.requires_grad)
-        units = (re, im, gamma)
         w_x = both.detach()
-        w_ih = units[2].repeat(2)[:, None] * w_x
+        w_ih = (w_x.unflatten(0, (2, -1)) * made.gamma[:, None]).flatten(0, 1)
         joined = self.B_re.is_leaf and self.B_im.is_leaf
+        units, chain = (made.gamma, made.lam), (made.slopes, made.ratio)
         none = w_ih.new_empty(0)
         return Weights((), tensors, w_ih, None, none, units, wanted, chain, w_x, joined)
 
