@@ -232,17 +232,28 @@ def test_hessian_in_every_order_offered(cell):
     close(jacrev(jacrev(loss(leaky_core)))(net.params["W"]), expected)
 
 
-@pytest.mark.parametrize("order", [(jacfwd, jacfwd), (jacrev, jacfwd), (jacrev, jacrev, jacrev)])
-def test_orders_not_offered_are_refused(order):
-    net = Net()
+def of_w(net, run, order):
+    """A derivative of the loss by w."""
 
     def f(w):
-        return net.loss(leaky_core)({**net.params, "W": w})
+        return net.loss(run)({**net.params, "W": w})
 
     for transform in reversed(order):
         f = transform(f)
+    return f(net.params["W"])
+
+
+@pytest.mark.parametrize("order", [(jacfwd, jacfwd), (jacrev, jacfwd)])
+def test_derivatives_of_tangents(order):
+    """Transforms outside of forward mode go through the reference."""
+    net = Net()
+    close(of_w(net, leaky_core, order), of_w(net, naive, order))
+
+
+@pytest.mark.parametrize("order", [(jacrev, jacrev, jacrev), (jacfwd, jacfwd, jacrev)])
+def test_orders_not_offered_are_refused(order):
     with pytest.raises(RuntimeError, match="recurrent cell has first and second derivatives"):
-        f(net.params["W"])
+        of_w(Net(), leaky_core, order)
 
 
 BIASED = [r for r in rules(Problem()) if r != "bptt"]

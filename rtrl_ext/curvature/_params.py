@@ -8,11 +8,16 @@ from torch import Tensor, nn
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a ``torch.compile`` wrapper, or ``model`` itself."""
+    """The module inside ``torch.compile``'s, ``DataParallel``'s and
+    ``DistributedDataParallel``'s wrappers, or ``model`` itself."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
+    while True:
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model.module if parallel else getattr(model, "_orig_mod", model)
+        if inner is model or not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def select(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:

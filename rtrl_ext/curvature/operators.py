@@ -34,7 +34,8 @@ class CurvatureOperator(Estimators):
     buffers, training flags or torch's random state are changed.
 
     Args:
-        model: module called as ``model(x)``.
+        model: module called as ``model(x)``; of a ``DistributedDataParallel`` or compiled one the
+            module inside, whose parameters' names count.
         loss_fn: ``loss_fn(output, target) -> scalar``; a tuple output is handed over whole.
         data: ``(x, target)`` or an iterable of such pairs. A one-shot iterator is read once and
             kept; other iterables are read again in every product. (Two 2-tuples are two pairs: put

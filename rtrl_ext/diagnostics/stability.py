@@ -16,6 +16,7 @@ from ._field import RuleJacobian
 from .alignment import alignment
 
 NEUTRAL = {torch.float64: 1e-7, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # residual norms are known to these
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Stability:
     eigenvalues: Tensor = field(repr=False)
 
     def __str__(self) -> str:
-        verdict = "unstable" if self.multiplier > 1 else "stable"
+        verdict = "unstable" if self.multiplier > 1 else "stable" if self.converged else "not known"
         lines = [
             f"lr {self.lr:.6g}: {verdict}, multiplier {self.multiplier:.6g}"
-            + ("" if self.converged else " (not converged)"),
+            + ("" if self.converged else f" (not converged in {self.num_products} products)"),
             f"leading eigenvalue {self.leading_eigenvalue:.6g}  rho {self.rho:.4f}  "
             f"lr rho lambda / 2 = {self.stability_ratio:.4f}",
             f"critical lr {self.critical_lr:.6g}  neutral directions {self.num_neutral}",
@@ -73,7 +74,7 @@ def stability(
     params: Iterable[str] | None = None,
     num_terms: Callable[[Any], int] | None = None,
     neutral: float | None = None,
-    tol: float = 1e-6,
+    tol: float | None = None,
     max_products: int = 512,
     progress: bool = False,
 ) -> Stability:
@@ -98,7 +99,7 @@ def stability(
         neutral: eigenvalues of at most this times the largest modulus are negligible; default 1e-7
             in float64, 1e-3 in float32.
         tol: an eigenvalue is certain when its residual norm is at most ``tol`` times the largest
-            modulus.
+            modulus; default 1e-6 in float64, 1e-3 in float32.
         max_products: largest number of products with Dĝ.
         progress: show a line on standard error.
 
@@ -107,7 +108,8 @@ def stability(
             or remembers something, a spiking cell.
     """
     lr = _positive("lr", lr)
-    tol = _positive("tol", tol)
+    if tol is not None:
+        tol = _positive("tol", tol)
     if neutral is not None:
         neutral = _positive("neutral", neutral)
     if isinstance(max_products, bool) or not isinstance(max_products, int):
@@ -124,6 +126,7 @@ def stability(
         hessian = Hessian(model, loss_fn, data, names, num_terms=num_terms)
         leading = hessian.eigsh(k=1, which="LA", tol=1e-8 if op.dtype == torch.float64 else 1e-5)
         bound = NEUTRAL[op.dtype] if neutral is None else neutral
+        tol = TOLERANCE[op.dtype] if tol is None else tol
         if op.size <= max_products:
             found = dense(op.dense())
         else:
@@ -138,7 +141,7 @@ def stability(
         stability_ratio=lr * rho * lambda1 / 2,
         multiplier=multiplier,
         num_neutral=op.size - len(mu),
-        critical_lr=float(slow.min()) if len(mu) else math.inf,
+        critical_lr=float(slow.min()) if len(mu) else math.inf if found.complete else math.nan,
         lr=lr,
         complete=found.complete,
         converged=converged,
