@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import rules, tasks
 from ..nn import LeakyRNN
 from ..tasks import Task
-from ..tasks.base import SizeError
+from ..tasks.checks import SizeError
 from .config import RunConfig, SettingError, Settings
 
 RECURRENT = "rnn.weight_hh_l0"
