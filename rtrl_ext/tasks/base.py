@@ -27,6 +27,8 @@ class Task(Dataset[tuple[Tensor, Tensor]]):
 
     #: what `metric` measures: ``"accuracy"`` (higher is better) or ``"error"`` (lower is better)
     metric_name: ClassVar[str] = "accuracy"
+    #: length of a step in ms, where the task has one
+    dt: float = 1.0
     #: named shifts of the test set: the options that differ in each
     shifts: ClassVar[dict[str, dict[str, Any]]] = {}
 

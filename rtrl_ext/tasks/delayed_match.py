@@ -75,7 +75,7 @@ class DelayedMatchToSample(GeneratedTask):
         noise_factor = changed.get("noise_factor", noise_factor)
         delay_factor = changed.get("delay_factor", delay_factor)
         unseen_angles = changed.get("unseen_angles", unseen_angles)
-        dt = number("dt", dt, above=0)
+        self.dt = dt = number("dt", dt, above=0)
         lengths = [
             steps("fixation", fixation, dt),
             steps("sample", sample, dt, least=1),

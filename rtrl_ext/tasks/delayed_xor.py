@@ -69,7 +69,7 @@ class DelayedXOR(GeneratedTask):
         noise_factor = changed.get("noise_factor", noise_factor)
         delay_factor = changed.get("delay_factor", delay_factor)
         amplitude_factor = changed.get("amplitude_factor", amplitude_factor)
-        dt = number("dt", dt, above=0)
+        self.dt = dt = number("dt", dt, above=0)
         length = steps("cue", cue, dt, least=1)
         pause = round(steps("delay", delay, dt) * number("delay_factor", delay_factor))
         height = number("amplitude", amplitude, above=0)

@@ -78,7 +78,7 @@ class EvidenceAccumulation(GeneratedTask):
         cue_factor = changed.get("cue_factor", cue_factor)
         background_factor = changed.get("background_factor", background_factor)
         delay_factor = changed.get("delay_factor", delay_factor)
-        dt = number("dt", dt, above=0)
+        self.dt = dt = number("dt", dt, above=0)
         whole("num_cues", num_cues, 1)
         if num_cues % 2 == 0:
             raise ValueError(f"num_cues: got {num_cues}, expected an odd number: no ties")

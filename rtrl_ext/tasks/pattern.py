@@ -70,7 +70,7 @@ class PatternGeneration(GeneratedTask):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         count, changed = self._begin(split, seed, num_train, num_test, shift, dtype)
-        dt = number("dt", dt, above=0)
+        self.dt = dt = number("dt", dt, above=0)
         length = steps("duration", duration, dt, least=2)
         noise_std = changed.get("noise_std", noise_std)
         if "phase_offset" in changed:
