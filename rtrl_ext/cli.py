@@ -147,7 +147,11 @@ _STUDY = (
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", default="seqmnist", help="seqmnist (the default)")
+    parser.add_argument(
+        "--task", default="seqmnist", metavar="NAME[:OPTION=VALUE...]",
+        help="seqmnist (the default), delayed-match, pattern, delayed-xor, evidence, neurogym; "
+        "with options, such as delayed-match:delay=1000",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

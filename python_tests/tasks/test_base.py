@@ -54,7 +54,9 @@ def test_refusals_name_the_argument() -> None:
         make().loader("4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at most the 10 sequences"):
         make().loader(11, drop_last=True)
-    with pytest.raises(ValueError, match="'mnist', expected one of seqmnist"):
+    with pytest.raises(
+        ValueError, match=r"'mnist', expected one of seqmnist.*did you mean 'seqmnist'"
+    ):
         tasks.get("mnist")
     with pytest.raises(ValueError, match=r"x: got shape \(3, 2\)"):
         Task(torch.zeros(3, 2), torch.zeros(3), output_size=1, loss_fn=F.mse_loss)

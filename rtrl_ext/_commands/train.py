@@ -11,7 +11,7 @@ import torch
 from ..curvature import Hessian
 from ..study.config import RunConfig, SettingError, rule_spec, settings, versions
 from ..study.folder import differences
-from ..study.network import RECURRENT, make_data, make_network
+from ..study.network import make_data, make_model, recurrent
 from ..study.progress import describe, label
 from ..study.records import (
     LOCK,
@@ -97,8 +97,10 @@ def curvature(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{folder}: holds no saved run ({MODEL} is missing)")
     saved = _load(folder / MODEL)
     run = RunConfig.from_dict(saved["config"])
+    if run.settings.cell == "alif":
+        raise ValueError(f"{folder}: a run of spiking units, which have no second derivatives")
     data = make_data(run.settings, run.seed)
-    model = make_network(run.settings, data.train.input_size, data.train.output_size, run.seed)
+    model = make_model(run.settings, data.train, run.seed)
     model.load_state_dict(saved["model"])
     part = data.test if arguments.heldout else data.train
     batch = min(256, len(part)) if arguments.batch is None else arguments.batch
@@ -107,7 +109,8 @@ def curvature(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     hessian = Hessian(
         model, part.loss_fn, part.batch(slice(0, batch)),
-        params=None if arguments.params == "all" else [RECURRENT], progress=sys.stderr.isatty(),
+        params=None if arguments.params == "all" else [recurrent(model)],
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     result: dict[str, Any] = {
         "run": run.run_id,

@@ -32,15 +32,15 @@ class Arm:
             )
 
 
-def parse_arms(text: str) -> list[Arm]:
+def parse_arms(text: str, base: Settings | None = None) -> list[Arm]:
     """Arms from ``core``, a list of names (``rule,bptt-rho``), or a TOML file.
 
     The file holds one table per arm: ``[[arm]]`` with ``name``, ``kind`` (default: the name) and
-    any setting that differs, such as ``lr = 0.01``.
+    any setting that differs, such as ``lr = 0.01``, from ``base`` (default: the preset quick).
     """
     text = text.strip()
     if text.endswith(".toml"):
-        return _toml_arms(Path(text))
+        return _toml_arms(Path(text), base or settings("quick"))
     names = CORE if text == "core" else tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in KINDS:
@@ -51,7 +51,7 @@ def parse_arms(text: str) -> list[Arm]:
     return _unique([Arm(name, name) for name in names])
 
 
-def _toml_arms(path: Path) -> list[Arm]:
+def _toml_arms(path: Path, base: Settings) -> list[Arm]:
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
@@ -71,7 +71,7 @@ def _toml_arms(path: Path) -> list[Arm]:
             raise ValueError(f"arms: {path}: an [[arm]] has no name")
         kind = rest.pop("kind", name if name in KINDS else "rule")
         try:
-            settings("quick", **rest)
+            settings("quick", **{**dataclasses.asdict(base), **rest})
         except (ValueError, TypeError) as error:
             raise ValueError(f"arms: {path}: {name!r}: {error}") from error
         try:
@@ -129,13 +129,15 @@ class StudyConfig:
         """A study from the command line's terms; ``overrides`` are settings."""
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, expected at least 1")
+        base = settings(preset, **overrides)
+        own = "iterations" in overrides or base.task.partition(":")[0] != "seqmnist"
         return StudyConfig(
-            settings=settings(preset, **overrides),
+            settings=base,
             rules=tuple(rules),
-            arms=tuple(parse_arms(arms)),
+            arms=tuple(parse_arms(arms, base)),
             seeds=tuple(range(seeds)),
             preset=preset,
-            other_iterations=None if "iterations" in overrides else OTHER_ITERATIONS.get(preset),
+            other_iterations=None if own else OTHER_ITERATIONS.get(preset),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,10 +12,14 @@ import numpy as np
 import torch
 
 from .. import __version__, rules, tasks
+from ..tasks.checks import choice, nearest
+from .presets import OTHER_ITERATIONS as OTHER_ITERATIONS
+from .presets import PRESETS, task_preset
 
 KINDS = ("rule", "bptt-rho", "projected", "matched-noise")
 OPTIMIZERS = ("sgd", "adam")
 CURVATURE = ("lanczos", "power", "none")
+CELLS = ("leaky", "alif")
 
 #: largest count among the settings
 MOST = 2**31 - 1
@@ -32,20 +36,30 @@ class SettingError(ValueError):
 class Settings:
     """Everything about a run but its rule, arm and seed; ``ValueError`` on values out of range.
 
-    ``leak`` is κ in (0, 1]; ``lr`` is η; ``l2`` the factor of ``½‖θ‖²`` over all parameters;
-    ``stop_loss`` the full training loss that ends a run (None: never); ``every`` counts are
-    iterations.
+    ``task`` is a name with options, as `rtrl_ext.tasks.parse` takes it; ``shift`` the named shift
+    of the test set that is followed along training (``shift_noise``: its size, of seqmnist);
+    ``dale`` the share of excitatory units under Dale's law (0: without it); ``tau_v``, ``tau_a``
+    (ms) and ``beta`` belong to the cell ``alif``, half of whose units adapt, ``leak`` and
+    ``nonlinearity`` to ``leaky``. ``leak`` is κ in (0, 1]; ``lr`` is η; ``l2`` the factor of
+    ``½‖θ‖²`` over all parameters; ``stop_loss`` the full training loss that ends a run (None:
+    never); ``every`` counts are iterations.
     """
 
     task: str = "seqmnist"
     data: str | None = None
     train_size: int | None = 1000
     test_size: int | None = 4000
+    shift: str = "noise"
     shift_noise: float = 0.2
+    cell: str = "leaky"
     hidden_size: int = 128
     nonlinearity: str = "relu"
     form: str = "rate"
     leak: float = 0.5
+    dale: float = 0.0
+    tau_v: float = 20.0
+    tau_a: float = 2000.0
+    beta: float = 0.0174
     batch_size: int = 64
     optimizer: str = "sgd"
     lr: float = 3e-2
@@ -63,6 +77,7 @@ class Settings:
     curvature_budget: float = 0.1
     final_products: int = 60
     trace_products: int = 30
+    sharpness_num: int = 0
 
     def __post_init__(self) -> None:
         for name, low in _COUNTS.items():
@@ -87,12 +102,13 @@ class Settings:
             elif not (value >= 0 and np.isfinite(value)):
                 raise ValueError(f"{name}: got {value}, expected a finite number of at least 0")
             object.__setattr__(self, name, float(value))
-        tasks.get(self.task)
+        self._check_task()
         if self.lr == 0:
             raise ValueError("lr: got 0, expected a rate above 0")
         if self.momentum >= 1:
             raise ValueError(f"momentum: got {self.momentum}, expected below 1")
         for name, legal in (
+            ("cell", CELLS),
             ("optimizer", OPTIMIZERS),
             ("curvature", CURVATURE),
             ("form", ("rate", "voltage")),
@@ -109,27 +125,53 @@ class Settings:
                 f"test_every: got {self.test_every}, expected a multiple of eval_every "
                 f"({self.eval_every})"
             )
+        if self.cell == "alif":
+            if self.curvature != "none":
+                raise ValueError(
+                    f"curvature: got {self.curvature!r} with spiking units, expected none: they "
+                    "have no second derivatives (sharpness_num: by perturbation)"
+                )
+            if self.dale:
+                raise ValueError(f"dale: got {self.dale} with the cell alif, expected 0")
+            for name in ("tau_v", "tau_a"):
+                if getattr(self, name) == 0:
+                    raise ValueError(f"{name}: got 0, expected a time above 0")
+        if self.dale >= 1:
+            raise ValueError(f"dale: got {self.dale}, expected 0 or a share below 1")
+        if self.sharpness_num == 1:
+            raise ValueError("sharpness_num: got 1, expected 0 or at least 2")
+
+    def _check_task(self) -> None:
+        name, options = tasks.parse(self.task)
+        for key, setting in _OWN.items():
+            if key in options:
+                raise ValueError(f"task: {key} in {self.task!r}, expected the setting {setting}")
+        if name != "seqmnist":
+            if self.data is not None:
+                raise ValueError(f"data: got {self.data!r} with {name}, expected none")
+            if self.shift_noise:
+                raise ValueError(
+                    f"shift_noise: got {self.shift_noise} with {name}, expected 0; its shifts have "
+                    "names (shift)"
+                )
+        choice("shift", self.shift, tasks.get(name).shifts or ("none",))
 
 
-_NUMBERS = ("shift_noise", "lr", "momentum", "l2", "leak", "curvature_budget", "stop_loss")
+_NUMBERS = (
+    "shift_noise", "lr", "momentum", "l2", "leak", "curvature_budget", "stop_loss", "dale",
+    "tau_v", "tau_a", "beta",
+)  # fmt: skip
+#: options of tasks that runs take from their settings
+_OWN = {
+    "num_train": "train_size", "num_test": "test_size", "shift": "shift", "data": "data",
+    "dtype": "of float32, which runs use",
+}  # fmt: skip
 _COUNTS = {
     "train_size": 1, "test_size": 1, "hidden_size": 1, "batch_size": 1, "iterations": 1,
     "eval_every": 1, "test_every": 1, "alignment_every": 1, "curvature_batch": 1,
     "curvature_products": 1, "curvature_points": 1, "final_products": 1, "trace_products": 2,
+    "sharpness_num": 0,
 }  # fmt: skip
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {},
-    "demo": {"iterations": 1200, "alignment_every": 10},
-    "paper": {
-        "leak": 1.0, "batch_size": 256, "lr": 1e-2, "l2": 1e-2, "train_size": 4000,
-        "test_size": 1000, "iterations": 10000, "stop_loss": None, "alignment_every": 10,
-        "curvature": "power", "final_products": 500,
-    },
-}  # fmt: skip
-
-#: iterations of the rules other than BPTT where they differ from BPTT's
-OTHER_ITERATIONS: dict[str, int] = {"paper": 16000}
 
 
 def settings(preset: str = "quick", **overrides: Any) -> Settings:
@@ -139,8 +181,12 @@ def settings(preset: str = "quick", **overrides: Any) -> Settings:
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in overrides:
         if key not in known:
-            raise ValueError(f"unknown setting {key!r}; expected one of {', '.join(sorted(known))}")
-    values = {**PRESETS[preset], **overrides}
+            raise ValueError(
+                f"unknown setting {key!r}{nearest(key, known)}; expected one of "
+                f"{', '.join(sorted(known))}"
+            )
+    values = task_preset(preset, overrides.get("task", "seqmnist"))
+    values.update({k: v for k, v in overrides.items() if k != "task"})
     if values.get("data") is not None:
         values["data"] = str(Path(values["data"]).expanduser().resolve())
     return Settings(**values)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..curvature import CurvatureOperator, Hessian
 from ..curvature._solver import uninterrupted
 from .config import Settings
-from .network import RECURRENT
+from .network import recurrent
 
 #: cost of one Hessian product per sequence, in training gradients (forward, backward) of one
 PRODUCT_COST = 3.0
@@ -52,10 +52,14 @@ class CurvatureSchedule:
         batch: tuple[Tensor, Tensor],
     ) -> None:
         self.settings = settings
-        self._operators = {
-            "lambda1": Hessian(model, loss_fn, batch, params=[RECURRENT]),
-            "lambda1_full": Hessian(model, loss_fn, batch),
-        }
+        self._operators = (
+            {}
+            if settings.curvature == "none"
+            else {
+                "lambda1": Hessian(model, loss_fn, batch, params=[recurrent(model)]),
+                "lambda1_full": Hessian(model, loss_fn, batch),
+            }
+        )
         self._product_work = PRODUCT_COST * batch[0].shape[1]
         #: the newest eigenvectors, by name of the measure
         self.vectors: dict[str, Tensor] = {}

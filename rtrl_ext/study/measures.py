@@ -8,25 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from .. import diagnostics
-from ..curvature import Hessian
+from ..curvature import Hessian, perturbation_sharpness
 from ..curvature._solver import uninterrupted
 from ..tasks import Task
 from .config import Settings
-from .network import RECURRENT, Data
+from .network import Data, make_set, other_shifts, recurrent
 
 CHUNK = 500
+#: sequences times steps of a batch, which bounds its memory
+CHUNK_STEPS = 100_000
 TRACE_SEED = 0
+SHARPNESS_SEED = 0
 
 
-def evaluate(model: nn.Module, task: Task) -> tuple[float, float]:
-    """Mean loss and accuracy of a classifier over all of a task, in batches of 500 sequences."""
+def evaluate(model: nn.Module, task: Task) -> tuple[float, float | None]:
+    """Mean loss and accuracy over all of a task; no accuracy where its metric is an error.
+
+    In batches of at most 500 sequences, fewer where they are long.
+    """
+    classes = task.metric_name == "accuracy"
     loss = correct = 0.0
     with torch.no_grad():
-        for x, target in task.loader(CHUNK):
-            output = model(x)
-            loss += float(task.loss_fn(output, target).double()) * len(target)
-            correct += float((output.argmax(-1) == target).sum())
-    return loss / len(task), correct / len(task)
+        for x, target in task.loader(max(1, min(CHUNK, CHUNK_STEPS // task.x.shape[1]))):
+            output, count = model(x), x.shape[1]
+            loss += float(task.loss_fn(output, target).double()) * count
+            if classes:
+                correct += task.metric(output, target) * count
+    return loss / len(task), correct / len(task) if classes else None
 
 
 class GradientQuality:
@@ -84,14 +92,15 @@ def final_curvature(
     test = data.test.batch(slice(0, count))
     loss_fn = data.train.loss_fn
     vectors = start or {}
-    block = Hessian(model, loss_fn, train, params=[RECURRENT])
+    name = recurrent(model)
+    block = Hessian(model, loss_fn, train, params=[name])
     full = Hessian(model, loss_fn, train)
-    heldout = Hessian(model, loss_fn, test, params=[RECURRENT])
+    heldout = Hessian(model, loss_fn, test, params=[name])
     lambda1 = _leading(block, settings, vectors.get("lambda1"))
     trace = uninterrupted(
         block.trace(method="hutchinson", num_products=settings.trace_products, seed=TRACE_SEED)
     )
-    weight = model.get_parameter(RECURRENT)
+    weight = model.get_parameter(name)
     return {
         "lambda1": lambda1,
         "lambda1_l2": lambda1 + settings.l2,
@@ -101,6 +110,38 @@ def final_curvature(
         "trace": float(trace.value),
         "trace_stderr": float(trace.stderr),
     }
+
+
+def final_sharpness(model: nn.Module, data: Data, settings: Settings) -> dict[str, float]:
+    """Rise of the true training loss under noise of 1 % on the weights, on the batch of curvature.
+
+    ``sharpness_mean`` with its standard error, ``sharpness_max``; nothing if ``sharpness_num`` is
+    0.
+    """
+    if not settings.sharpness_num:
+        return {}
+    found = perturbation_sharpness(
+        model, data.train.loss_fn, data.train.batch(slice(0, settings.curvature_batch)),
+        num=settings.sharpness_num, seed=SHARPNESS_SEED,
+    )  # fmt: skip
+    return {
+        "sharpness_mean": found.mean,
+        "sharpness_stderr": found.stderr,
+        "sharpness_max": found.max,
+    }
+
+
+def final_shifts(model: nn.Module, settings: Settings, seed: int) -> dict[str, float | None]:
+    """Loss and accuracy under the named shifts that aren't followed along training.
+
+    Keys such as ``shift_delay_loss`` and ``shift_delay_acc``.
+    """
+    found: dict[str, float | None] = {}
+    for name in other_shifts(settings):
+        loss, accuracy = evaluate(model, make_set(settings, seed, "test", name))
+        key = f"shift_{name.replace('-', '_')}"
+        found.update({f"{key}_loss": loss, f"{key}_acc": accuracy})
+    return found
 
 
 def _leading(operator: Hessian, settings: Settings, start: Tensor | None) -> float:

@@ -1,36 +1,68 @@
 """The network, data and optimizer of a run."""
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import rules, tasks
-from ..nn import LeakyRNN
+from ..nn import ALIF, DaleMask, LeakyRNN, dale
+from ..nn.base import RecurrentBase
 from ..tasks import Task
-from ..tasks.base import SizeError
+from ..tasks.checks import SizeError
 from .config import RunConfig, SettingError, Settings
 
 RECURRENT = "rnn.weight_hh_l0"
+#: the same under Dale's law
+DALE_RECURRENT = "rnn.parametrizations.weight_hh_l0.original"
+#: threshold of spiking units, and height of their surrogate
+V_TH, GAMMA = 0.6, 0.3
 
 
 class Classifier(nn.Module):
-    """A `LeakyRNN` with a linear readout of its last output."""
+    """A recurrent module with a linear readout of the last ``steps`` of its output (None: all).
 
-    def __init__(self, rnn: LeakyRNN, output_size: int) -> None:
+    ``decay``: the readout of spikes is filtered as a leaky membrane does, ``y_t = v_t + b``,
+    ``v_t = decay v_{t-1} + W z_t`` (None: not filtered).
+    """
+
+    def __init__(
+        self,
+        rnn: RecurrentBase,
+        output_size: int,
+        steps: int | None = 1,
+        decay: float | None = None,
+    ) -> None:
         super().__init__()
         self.rnn = rnn
         self.readout = nn.Linear(rnn.hidden_size, output_size)
+        self.steps = steps
+        self.decay = decay
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` (T, B, m) to logits (B, classes) at the last step."""
+        """``x`` (T, B, m) to ``(steps, B, outputs)``, or ``(B, outputs)`` where it is one step."""
         output, _ = self.rnn(x)
-        return self.readout(output[-1])
+        if self.decay is not None:
+            found = self._filtered(output, self.decay)
+        else:
+            found = self.readout(output if self.steps is None else output[-self.steps :])
+        return found[-1] if self.steps == 1 else found
+
+    def _filtered(self, output: Tensor, decay: float) -> Tensor:
+        """The readout of the last ``steps``, filtered from the beginning."""
+        current = nn.functional.linear(output, self.readout.weight)
+        total = len(current)
+        first = 0 if self.steps is None else max(0, total - self.steps)
+        lag = torch.arange(first, total)[:, None] - torch.arange(total)
+        kernel = (decay ** lag.clamp(min=0)).to(current) * (lag >= 0).to(current)
+        membrane = (kernel @ current.flatten(1)).view(-1, *current.shape[1:])
+        return membrane + self.readout.bias
 
 
 class Data(NamedTuple):
-    """The data of a run: training set, test set, shifted test set."""
+    """The data of a run: training set, test set, and the shifted test set that is followed."""
 
     train: Task
     test: Task
@@ -40,22 +72,16 @@ class Data(NamedTuple):
 def make_data(settings: Settings, seed: int) -> Data:
     """The three sets of a run; the split depends on ``seed`` alone.
 
-    `SettingError` if the data has fewer sequences than the settings ask for.
+    `SettingError` if the data has fewer sequences than the settings ask for, or the task's options
+    are out of range. Where a task has no shifts, the third set is the second.
     """
     for name in ("train_size", "test_size"):
         if settings.data is None and getattr(settings, name) is None:
             raise SettingError(f"{name}: got 'all' without a folder of data, expected a number")
-    task = tasks.get(settings.task)
-    options: dict[str, Any] = {
-        "data": settings.data,
-        "num_train": settings.train_size,
-        "num_test": settings.test_size,
-    }
-    noise = settings.shift_noise
     try:
-        train: Task = task("train", seed, **options)  # type: ignore[call-arg, arg-type]
-        test: Task = task("test", seed, **options)  # type: ignore[call-arg, arg-type]
-        shift: Task = task("test", seed, noise_std=noise, **options)  # type: ignore[call-arg, arg-type]
+        train, test = (make_set(settings, seed, split) for split in ("train", "test"))
+        named = tasks.get(tasks.parse(settings.task)[0]).shifts
+        shift = make_set(settings, seed, "test", settings.shift) if named else test
     except SizeError as error:
         text = str(error).replace("num_train", "train_size").replace("num_test", "test_size")
         raise SettingError(text) from error
@@ -67,38 +93,121 @@ def make_data(settings: Settings, seed: int) -> Data:
     return Data(train, test, shift)
 
 
-def make_network(settings: Settings, input_size: int, output_size: int, seed: int) -> Classifier:
+def make_set(settings: Settings, seed: int, split: str, shift: str | None = None) -> Task:
+    """One data set of a run: a split, under a named shift or none."""
+    name, _ = tasks.parse(settings.task)
+    options: dict[str, Any] = {
+        "num_train": settings.train_size,
+        "num_test": settings.test_size,
+    }
+    if name == "seqmnist":
+        if shift is not None:
+            options["noise_std"] = settings.shift_noise
+        return tasks.make(settings.task, split, seed, data=settings.data, **options)
+    if shift is not None:
+        options["shift"] = shift
+    try:
+        return tasks.make(settings.task, split, seed, **options)
+    except (ValueError, TypeError) as error:
+        raise SettingError(f"task: {settings.task}: {error}") from error
+
+
+def other_shifts(settings: Settings) -> list[str]:
+    """The task's named shifts but the one that is followed along training."""
+    named = tasks.get(tasks.parse(settings.task)[0]).shifts
+    return [name for name in named if name != settings.shift]
+
+
+def make_model(settings: Settings, task: Task, seed: int) -> Classifier:
+    """The network for a task at its seeded start (see `make_network`)."""
+    return make_network(
+        settings, task.input_size, task.output_size, seed, steps=task.output_steps, dt=task.dt
+    )
+
+
+def make_network(
+    settings: Settings,
+    input_size: int,
+    output_size: int,
+    seed: int,
+    *,
+    steps: int | None = 1,
+    dt: float = 1.0,
+) -> Classifier:
     """The network at its seeded start, under BPTT: the same for every rule.
 
     He initialisation: ``U ~ N(0, 2/m)``, ``W ~ N(0, 2/n)``, biases zero; readout ``U(±1/√n)``.
+    Under Dale's law W has the signs of its columns, excitation and inhibition balance, and the
+    squares of a row sum to 1 on average. Spiking units, half of them adaptive: ``U ~ N(0, 1/m)``,
+    ``W ~ N(0, 1/n)``, a readout filtered with ``exp(-dt/τ_v)``. ``dt`` is the step in ms.
     """
     n = settings.hidden_size
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        rnn = LeakyRNN(
-            input_size,
-            n,
-            nonlinearity=settings.nonlinearity,
-            leak=settings.leak,
-            form=settings.form,
-        )
-        model = Classifier(rnn, output_size)
+        rnn = _cell(settings, input_size, dt)
+        decay = math.exp(-dt / settings.tau_v) if settings.cell == "alif" else None
+        model = Classifier(rnn, output_size, steps, decay)
+    gain = 1.0 if settings.cell == "alif" else 2.0
     with torch.no_grad():
         rnn.get_parameter("weight_ih_l0").normal_(
-            0.0, math.sqrt(2 / input_size), generator=generator
+            0.0, math.sqrt(gain / input_size), generator=generator
         )
-        rnn.get_parameter("weight_hh_l0").normal_(0.0, math.sqrt(2 / n), generator=generator)
-        rnn.get_parameter("bias_ih_l0").zero_()
-        rnn.get_parameter("bias_hh_l0").zero_()
+        weight = rnn.get_parameter("weight_hh_l0")
+        weight.normal_(0.0, math.sqrt(gain / n), generator=generator)
+        if settings.cell == "leaky":
+            rnn.get_parameter("bias_ih_l0").zero_()
+            rnn.get_parameter("bias_hh_l0").zero_()
         bound = 1 / math.sqrt(n)
         model.readout.weight.uniform_(-bound, bound, generator=generator)
         model.readout.bias.uniform_(-bound, bound, generator=generator)
+        if settings.dale:
+            _balance(weight, DaleMask(n, settings.dale).signs)
+            dale(rnn, settings.dale)
     return model
 
 
+def recurrent(model: nn.Module) -> str:
+    """The name of the recurrent weights among the parameters of a network of `make_network`."""
+    named = dict(model.named_parameters())
+    return DALE_RECURRENT if DALE_RECURRENT in named else RECURRENT
+
+
+def _cell(settings: Settings, input_size: int, dt: float) -> RecurrentBase:
+    n = settings.hidden_size
+    if settings.cell == "alif":
+        beta = torch.zeros(n)
+        beta[n // 2 :] = settings.beta
+        return ALIF(
+            input_size, n, tau_v=settings.tau_v, tau_a=settings.tau_a, beta=beta, v_th=V_TH,
+            gamma=GAMMA, dt=dt,
+        )  # fmt: skip
+    return LeakyRNN(
+        input_size, n, nonlinearity=settings.nonlinearity, leak=settings.leak, form=settings.form
+    )
+
+
+def _balance(weight: Tensor, signs: Tensor) -> None:
+    """Give the columns of ``weight`` (n, n) their signs, and both kinds the same sum."""
+    weight.abs_()
+    excitatory = signs > 0
+    share = float(excitatory.double().mean())
+    if 0 < share < 1:
+        weight[:, ~excitatory] *= share / (1 - share)
+    weight *= signs.to(weight)
+    weight /= weight.square().sum(1).mean().sqrt()
+
+
 def training_rule(run: RunConfig) -> rules.Rule:
-    """The rule that a run trains by: that of its arm's kind."""
+    """The rule that a run trains by: that of its arm's kind.
+
+    Under Dale's law ``mdgl`` and ``modprop`` average over the two cell types, unless their
+    parameters say otherwise.
+    """
     rule = rules.parse(run.rule_spec)
+    typed = isinstance(rule, (rules.MDGL, rules.ModProp)) and "cell_" not in run.rule
+    if run.settings.dale and typed:
+        types = DaleMask(run.settings.hidden_size, run.settings.dale).cell_types
+        rule = replace(rule, cell_specific=False, cell_types=types)  # type: ignore[type-var]
     if run.kind == "bptt-rho":
         return rules.BPTT()
     if run.kind == "projected":

@@ -15,13 +15,19 @@ from torch import Tensor
 from .. import rules
 from .config import LEVELS, RunConfig, package_versions
 from .curvature_schedule import ALIGNMENT_COST, EVALUATION_COST, CurvatureSchedule
-from .measures import GradientQuality, evaluate, final_curvature
+from .measures import (
+    GradientQuality,
+    evaluate,
+    final_curvature,
+    final_sharpness,
+    final_shifts,
+)
 from .network import (
-    RECURRENT,
     Classifier,
     make_data,
-    make_network,
+    make_model,
     make_optimizer,
+    recurrent,
     training_rule,
 )
 from .records import LOG, MODEL, RECORD, RunLog, write_atomic, write_json
@@ -31,6 +37,7 @@ FINAL = (
     "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
     "lambda1", "lambda1_l2", "lambda1_full", "lambda1_heldout", "lambda1_w2", "trace",
     "trace_stderr", "rho", "cosine", "norm_ratio", "eta_rho_lambda_half", "weight_change",
+    "sharpness_mean", "sharpness_stderr", "sharpness_max",
 )  # fmt: skip
 
 
@@ -50,9 +57,9 @@ class Training:
         self.settings = run.settings
         self.data = make_data(run.settings, run.seed)
         train = self.data.train
-        self.model = make_network(run.settings, train.input_size, train.output_size, run.seed)
+        self.model = make_model(run.settings, train, run.seed)
         self.model.rnn.rule = training_rule(run)
-        self.start = self.model.get_parameter(RECURRENT).detach().clone()
+        self.start = self.model.get_parameter(recurrent(self.model)).detach().clone()
         self.optimizer = make_optimizer(run.settings, self.model, lr)
         self.quality = GradientQuality()
         self.curvature = CurvatureSchedule(
@@ -102,11 +109,13 @@ class Training:
             found.update(
                 final_curvature(self.model, self.data, self.settings, self.curvature.vectors)
             )
+            found.update(final_sharpness(self.model, self.data, self.settings))
+            found.update(final_shifts(self.model, self.settings, self.run.seed))
         for name in ("lambda1", "lambda1_full"):
             self.log.row[name] = found[name]
         if found["lambda1_full"] is not None and found["rho"] is not None:
             found["eta_rho_lambda_half"] = self.lr * found["rho"] * found["lambda1_full"] / 2
-        change = self.model.get_parameter(RECURRENT).detach() - self.start
+        change = self.model.get_parameter(recurrent(self.model)).detach() - self.start
         found["weight_change"] = float(change.double().norm())
         return found
 
@@ -258,7 +267,8 @@ def make_record(
 ) -> dict[str, Any]:
     """The record of a run, to be completed by its timing."""
     config = run.to_dict()
-    config.update(lr=lr, base_lr=run.settings.lr, kappa=run.settings.leak)
+    kappa = run.settings.leak if run.settings.cell == "leaky" else None
+    config.update(lr=lr, base_lr=run.settings.lr, kappa=kappa)
     record = {
         "run_id": run.run_id,
         "arm": run.arm,

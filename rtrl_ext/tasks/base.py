@@ -1,14 +1,13 @@
 """What every task has in common: tensors in memory, time-major batches in a seeded order."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-
-class SizeError(ValueError):
-    """A number of sequences that the data does not have."""
+from .losses import decision_accuracy
 
 
 class Task(Dataset[tuple[Tensor, Tensor]]):
@@ -16,7 +15,22 @@ class Task(Dataset[tuple[Tensor, Tensor]]):
 
     Item ``i`` is ``(x (T, m), target)``. ``loss_fn(model_output, target)`` is a scalar, the mean
     over its terms; ``input_size`` is m and ``output_size`` the number of readout units.
+
+    Args:
+        x, target: the sequences and their targets.
+        output_size: readout units.
+        loss_fn: the loss of a batch.
+        output_steps: how many of the last steps the loss reads; None: all of them. A model that
+            reads out one step gives ``(B, output_size)``, of more ``(steps, B, output_size)``.
+        time_targets: targets are sequences ``(N, T, ...)``, in batches ``(T, B, ...)``.
     """
+
+    #: what `metric` measures: ``"accuracy"`` (higher is better) or ``"error"`` (lower is better)
+    metric_name: ClassVar[str] = "accuracy"
+    #: length of a step in ms, where the task has one
+    dt: float = 1.0
+    #: named shifts of the test set: the options that differ in each
+    shifts: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(
         self,
@@ -25,6 +39,8 @@ class Task(Dataset[tuple[Tensor, Tensor]]):
         *,
         output_size: int,
         loss_fn: Callable[[Tensor, Tensor], Tensor],
+        output_steps: int | None = 1,
+        time_targets: bool = False,
     ) -> None:
         if x.dim() != 3:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, T, m)")
@@ -32,11 +48,21 @@ class Task(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(
                 f"target: got {tuple(target.shape)}, expected {x.shape[0]} entries as in x"
             )
+        if time_targets and target.shape[:2] != x.shape[:2]:
+            raise ValueError(
+                f"target: got {tuple(target.shape)}, expected (N, T, ...) with {x.shape[1]} steps"
+            )
         self.x = x
         self.target = target
         self.input_size = int(x.shape[2])
         self.output_size = output_size
         self.loss_fn = loss_fn
+        self.output_steps = output_steps
+        self.time_targets = time_targets
+
+    def metric(self, model_output: Tensor, target: Tensor) -> float:
+        """Accuracy or error (`metric_name`) of a batch's output, shaped as for ``loss_fn``."""
+        return decision_accuracy(model_output, target, self.output_steps or len(model_output))
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -45,15 +71,21 @@ class Task(Dataset[tuple[Tensor, Tensor]]):
         return self.x[index], self.target[index]
 
     def collate_fn(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """A time-major batch ``(x (T, B, m), target (B, ...))`` from a list of items."""
+        """A time-major batch from a list of items.
+
+        ``(x (T, B, m), target)``; targets ``(B, ...)``, or ``(T, B, ...)`` if they are sequences.
+        """
         return (
             torch.stack([x for x, _ in samples], 1),
-            torch.stack([torch.as_tensor(t) for _, t in samples]),
+            torch.stack([torch.as_tensor(t) for _, t in samples], int(self.time_targets)),
         )
 
     def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """The items ``index`` as one time-major batch ``(x (T, B, m), target (B, ...))``."""
-        return self.x[index].transpose(0, 1).contiguous(), self.target[index]
+        """The items ``index`` as one time-major batch, shaped as by `collate_fn`."""
+        target = self.target[index]
+        if self.time_targets:
+            target = target.transpose(0, 1).contiguous()
+        return self.x[index].transpose(0, 1).contiguous(), target
 
     def loader(
         self,

