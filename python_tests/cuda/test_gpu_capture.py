@@ -137,7 +137,7 @@ def test_noise_and_saved_states():
 )
 def test_rules_that_look_back_or_wait_are_refused(rule):
     x, gy = (t.to(DEVICE) for t in operands(4))
-    learning = Learning(network("GRU", rule).to(DEVICE))
+    learning = Learning(network("rate", rule).to(DEVICE))
     learning.warm_up(x, gy)
     graph = torch.cuda.CUDAGraph()
     with (
