@@ -142,3 +142,23 @@ def test_rules_that_look_back_or_wait_are_refused(rule):
         learning.steps(x[:1], gy[:1])
     torch.cuda.synchronize()
     assert learning.steps(x[3:], gy[3:]).isfinite().all()
+
+
+#: at most so many kernels and copies for a step with its loss, backward pass and SGD's update, of
+#: which the readout, the loss and the optimizer are 13; the operations that they come from are
+#: counted in nn/test_streaming_operations.py
+LAUNCHES = {
+    ("LeakyRNN", "eprop"): 25, ("LeakyRNN", "snap1"): 27, ("LeakyRNN", "rtrl"): 39,
+    ("GRU", "eprop"): 28, ("LSTM", "eprop"): 31, ("LIF", "eprop"): 33, ("ALIF", "eprop"): 40,
+    ("LRU", "rtrl"): 68,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "rule"), LAUNCHES, ids=str)
+def test_a_step_is_few_launches(cell, rule):
+    from benchmarks.cuda_streaming import Online, launches
+
+    step = Online(DEVICE, cell, {"leak": 0.3} if cell == "LeakyRNN" else {}, rule, 1, 32)
+    for _ in range(5):
+        step()
+    assert 0 < launches(step) <= LAUNCHES[cell, rule]

@@ -15,17 +15,19 @@ def jacobian(cell: StepCell, record: Record, factors: Factors) -> Tensor:
     decay = factors.decay
     assert decay is not None
     _, b, s, _, n = decay.shape
-    full = decay.new_zeros(b, s, n, s, n)
     if cell.reaches:
         by_output = through_weights(cell, record, factors)  # (B, S, n, n)
-        for j, read in enumerate(cell.read(record.before)):
-            full[:, :, :, j] = by_output if read is None else by_output * read[:, None, None]
-    units = torch.arange(n, device=full.device)
-    # advanced indices apart: (n, B, S, S)
-    full[:, :, units, :, units] += decay[0].permute(3, 0, 1, 2)
+        each = [
+            by_output if read is None else by_output * read[:, None, None]
+            for read in cell.read(record.before)
+        ]
+        full = each[0].unsqueeze(3) if s == 1 else torch.stack(each, 3)
+    else:
+        full = decay.new_zeros(b, s, n, s, n)
+    full.diagonal(dim1=2, dim2=4).add_(decay[0])
     full = full.reshape(b, s * n, s * n)
     if record.fresh is not None:
-        full = torch.where(record.fresh[:, None, None], 0.0, full)
+        full.masked_fill_(record.fresh[:, None, None], 0.0)
     return full
 
 
@@ -45,8 +47,7 @@ def unit_terms(cell: StepCell, record: Record, factors: Factors) -> Tensor:
     assert units is not None
     _, b, s, count, n = units.shape
     out = units.new_zeros(b, s, n, count, n)
-    index = torch.arange(n, device=out.device)
-    out[:, :, index, :, index] += units[0].permute(3, 0, 1, 2)
+    out.diagonal(dim1=2, dim2=4).copy_(units[0])
     spread = cell.spread(record)
     if spread is not None:  # a constant that acts on the output before, and so on every unit
         at, by = spread
