@@ -122,7 +122,9 @@ def context(study: RecordedStudy, found: Assessment, drawn: dict[str, Drawn]) ->
 
 
 def _leakless(study: RecordedStudy) -> bool:
-    """Whether the units have no leak; also where the study does not say."""
+    """Whether the units have no leak, as in the paper's seqmnist."""
+    if study.settings.get("task", "seqmnist") == "seqmnist":
+        return True
     config = study.settings.get("config") or {}
     return config.get("leak", 1.0) == 1.0 and config.get("cell", "leaky") == "leaky"
 

@@ -22,8 +22,11 @@ def draw(task: Task, index: int = 0, axes: Any = None) -> Any:
     """Draw input and target of sequence ``index`` into two matplotlib axes; the figure.
 
     Upper axes: the input, spikes as marks, few channels as lines, else as an image. Lower axes: the
-    target where it is a sequence, else the steps that the loss reads, and the class. ``ImportError``
-    with the pip line if matplotlib isn't installed; ``IndexError`` if there is no such sequence.
+    target where it is a sequence, else the steps that the loss reads, and the class.
+
+    Raises:
+        ImportError: matplotlib isn't installed; with the pip line.
+        IndexError: there is no such sequence.
     """
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")
