@@ -101,6 +101,8 @@ def assess(
     claims: list[Claim] = []
     if REFERENCE in rules:
         for measure in GAPS:
+            if measure != PRIMARY_GAP and not table[measure].notna().any() and len(table):
+                continue  # a task without accuracy
             base = _values(at, REFERENCE, measure)
             for rule in others:
                 mean = stats.mean_difference(_values(at, rule, measure), base, **options)

@@ -182,8 +182,8 @@ def settings(preset: str = "quick", **overrides: Any) -> Settings:
     for key in overrides:
         if key not in known:
             raise ValueError(
-                f"unknown setting {key!r}{nearest(key, known)}; expected one of "
-                f"{', '.join(sorted(known))}"
+                f"unknown setting {key!r}; expected one of {', '.join(sorted(known))}"
+                f"{nearest(key, known)}"
             )
     values = task_preset(preset, overrides.get("task", "seqmnist"))
     values.update({k: v for k, v in overrides.items() if k != "task"})

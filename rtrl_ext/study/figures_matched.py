@@ -28,12 +28,11 @@ def levels_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     table = table[(table["arm"] == study.main_arm) & (table["reached"] == CROSSED)]
     if len(table) == 0:
         return None
-    panels = (
-        ("gap_loss", "loss gap"),
-        ("gap_acc", "accuracy gap"),
-        ("lambda1", "λ₁, recurrent matrix"),
-    )
-    figure, axes = subplots(1, 3, 11.0, 3.6)
+    panels = [("gap_loss", "loss gap")]
+    for key, title in (("gap_acc", "accuracy gap"), ("lambda1", "λ₁, recurrent matrix")):
+        if table[key].notna().any():  # patterns have no accuracy, spiking units no λ₁
+            panels.append((key, title))
+    figure, axes = subplots(1, len(panels), 11.0, 3.6)
     levels = sorted(set(table["level"]))
     for ax, (key, title) in zip(axes[0], panels, strict=True):
         for k, rule in enumerate(study.rules):
@@ -75,11 +74,12 @@ def arms_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     groups = [
         g for g in study.groups if len(table[(table["arm"] == g[0]) & (table["rule"] == g[1])])
     ]
-    figure, axes = subplots(1, 2, 11.0, 1.2 + 0.34 * len(groups), sharey=True)
+    panels = [("gap_loss", "loss gap"), ("lambda1", "λ₁, recurrent matrix")]
+    if not table["lambda1"].notna().any():
+        del panels[1]
+    figure, axes = subplots(1, len(panels), 11.0, 1.2 + 0.34 * len(groups), sharey=True)
     rng = np.random.default_rng(0)
-    for ax, (key, title) in zip(
-        axes[0], (("gap_loss", "loss gap"), ("lambda1", "λ₁, recurrent matrix")), strict=True
-    ):
+    for ax, (key, title) in zip(axes[0], panels, strict=True):
         for y, (arm, rule) in enumerate(groups):
             own = table[(table["arm"] == arm) & (table["rule"] == rule)][key].to_numpy(dtype=float)
             own = own[np.isfinite(own)]

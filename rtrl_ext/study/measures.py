@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from .. import diagnostics
 from ..curvature import Hessian, perturbation_sharpness
 from ..curvature._solver import uninterrupted
 from ..tasks import Task
-from .config import Settings
+from .config import SettingError, Settings
 from .network import Data, make_set, other_shifts, recurrent
 
 CHUNK = 500
@@ -134,11 +135,15 @@ def final_sharpness(model: nn.Module, data: Data, settings: Settings) -> dict[st
 def final_shifts(model: nn.Module, settings: Settings, seed: int) -> dict[str, float | None]:
     """Loss and accuracy under the named shifts that aren't followed along training.
 
-    Keys such as ``shift_delay_loss`` and ``shift_delay_acc``.
+    Keys such as ``shift_delay_loss`` and ``shift_delay_acc``; None for a shift that the task's
+    options rule out.
     """
     found: dict[str, float | None] = {}
     for name in other_shifts(settings):
-        loss, accuracy = evaluate(model, make_set(settings, seed, "test", name))
+        loss: float | None = None
+        accuracy: float | None = None
+        with suppress(SettingError):
+            loss, accuracy = evaluate(model, make_set(settings, seed, "test", name))
         key = f"shift_{name.replace('-', '_')}"
         found.update({f"{key}_loss": loss, f"{key}_acc": accuracy})
     return found

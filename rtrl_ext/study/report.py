@@ -96,7 +96,7 @@ def context(study: RecordedStudy, found: Assessment, drawn: dict[str, Drawn]) ->
     return {
         "study": study,
         "found": found,
-        "banner": PAPER_BANNER if study.preset == "paper" else "",
+        "banner": PAPER_BANNER if study.preset == "paper" and _leakless(study) else "",
         "title": f"{study.settings.get('task', 'study')}, preset {study.preset}",
         "lead": summary.lead(study),
         "matched_lead": summary.matched_lead(study, found),
@@ -119,6 +119,14 @@ def context(study: RecordedStudy, found: Assessment, drawn: dict[str, Drawn]) ->
         "diverged": [r for r in study.runs if r.status == "diverged"],
         "label": lambda arm, rule: group_label(study, arm, rule),
     }
+
+
+def _leakless(study: RecordedStudy) -> bool:
+    """Whether the units have no leak, as in the paper's seqmnist."""
+    if study.settings.get("task", "seqmnist") == "seqmnist":
+        return True
+    config = study.settings.get("config") or {}
+    return config.get("leak", 1.0) == 1.0 and config.get("cell", "leaky") == "leaky"
 
 
 def used_columns(rows: list[Any], columns: tuple[Any, ...]) -> list[tuple[str, str]]:

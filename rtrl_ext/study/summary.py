@@ -188,6 +188,7 @@ HEADS = {
 
 def _table(rows: list[Row], keys: tuple[str, ...]) -> list[str]:
     """Means in a line, standard deviations below them where there are two runs."""
+    keys = tuple(key for key in keys if any(row.cells[key].n for row in rows))
     width = max(_columns(row.label) for row in rows)
     blank = " " * width
     lines = [f"  {blank}   n " + "".join(f"{HEADS[key]:>10}" for key in keys)]

@@ -42,6 +42,7 @@ FINAL_COLUMNS = (
     ("lambda1_full", "λ₁, all", "wide"),
     ("lambda1_w2", "λ₁‖W‖²", "wide"),
     ("trace", "trace", "wide"),
+    ("sharpness_mean", "rise under 1 % weight noise", "plain"),
     ("rho", "ρ", "plain"),
     ("eta_rho_lambda_half", "ηρλ₁/2", "plain"),
 )
