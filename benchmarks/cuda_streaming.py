@@ -6,8 +6,6 @@ interleaved; a ratio is the median over rounds of (time / time of its baseline i
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -17,8 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cuda_throughput import _seconds
-from .machine import describe
+from .cuda_throughput import _seconds, command
 
 Call = Callable[[], Any]
 Row = dict[str, Any]
@@ -260,22 +257,5 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Streaming mode on a GPU.")
-    parser.add_argument("--json", help="write the rows to this file")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("no GPU: torch.cuda.is_available() is False", file=sys.stderr)
-        return 1
-    rows = measure("cuda", rounds=options.rounds)
-    print(table(rows))
-    if options.json:
-        head = describe() | {"device": torch.cuda.get_device_name()}
-        with open(options.json, "w") as file:
-            json.dump({"machine": head, "rows": rows}, file, indent=1)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("Streaming mode on a GPU.", measure, table))

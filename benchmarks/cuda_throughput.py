@@ -143,8 +143,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Training steps on a GPU against cuDNN's.")
+def command(
+    description: str,
+    measure: Callable[..., list[dict[str, Any]]],
+    table: Callable[[list[dict[str, Any]]], str],
+    arguments: list[str] | None = None,
+) -> int:
+    """The command line of a benchmark on a GPU: its table, and rows as JSON."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", help="write the rows to this file")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
@@ -161,4 +167,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("Training steps on a GPU against cuDNN's.", measure, table))

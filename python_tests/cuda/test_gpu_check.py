@@ -117,7 +117,8 @@ def test_throughput_rows(monkeypatch):
 
 @no_gpu
 def test_throughput_needs_a_gpu(capsys):
-    assert cuda_throughput.main([]) == 1
+    measure, table = cuda_throughput.measure, cuda_throughput.table
+    assert cuda_throughput.command("Steps.", measure, table, []) == 1
     assert "no GPU" in capsys.readouterr().err
 
 
