@@ -18,7 +18,8 @@ from ._checks import is_batched
 from ._dispatch import COMPILED_TRANSFORM
 from ._formulas import EXACT, RATE, SECOND_ORDER, Rule
 from ._fused import _without_autocast
-from ._gated_fused_transforms import Backward, Forward, bits, in_order
+from ._gated_fused_tangents import bits, in_order
+from ._gated_fused_transforms import Backward, Forward
 from ._refuse import refuse
 from .reference.leaky_rnn import LOCAL
 
