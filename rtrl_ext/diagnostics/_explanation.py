@@ -47,7 +47,8 @@ class ModeCost:
         """Bytes by kind, of all layers. Sequence mode: what the forward pass saves for backward,
         such as ``y`` and ``aux``; ``input``, where it is a copy; ``weights``, what is made of the
         parameters; for rules that run forward in time ``learning`` and ``factors``, which the
-        backward pass makes. Streaming mode: ``learning``, ``states``, ``records``, ``weights``."""
+        backward pass makes. Streaming mode: ``learning``, ``states``, ``records``, ``weights``,
+        ``constants``."""
         total: dict[str, int] = {}
         for layer in self.layers:
             for kind, count in layer.memory.items():

@@ -28,6 +28,8 @@ from ..rules.base import DIAGONAL, LOCAL
 from ..rules.wrappers import Wrapper
 
 Bytes = dict[str, int]
+#: numbers per unit of an LRU that are the same for all rows: `StepConstants` with what they share
+LRU_CONSTANTS = 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +123,20 @@ def factor_numbers(layer: Layer, learner: Learner) -> int:
     cell, s = layer.step, layer.step.states
     if isinstance(learner, Rolling):  # only for what goes to the layer below
         return s * cell.parts * (layer.place > 0)
+    if isinstance(cell, Linear):  # the rest is the same for all rows
+        return s * layer.units * learner.want_units
     decay = isinstance(learner, Influence | Uoro | Kronecker) or learner.policy != NONE
     return s * cell.parts + s * s * decay + s * layer.units * learner.want_units
+
+
+def constant_numbers(layer: Layer, learner: Learner) -> int:
+    """Numbers per unit that last, of all rows: the seeds of factors, and in an LSTM what c gets of
+    the output's gradient; in an LRU the factor ψ, of which there is one for all rows."""
+    if isinstance(learner, Rolling | Dni) and layer.place == 0:
+        return 0
+    if isinstance(layer.step, Linear):
+        return 4
+    return layer.batch * (1 + (isinstance(layer.step, Gated) and layer.step.states == 2))
 
 
 def held_steps(learner: Learner) -> int:
@@ -194,7 +208,7 @@ def _weight_copies(layer: Layer, keeps: bool) -> int:
     """Bytes of what is made of the parameters for a step or a forward pass of forward mode."""
     m, r, size = layer.inputs, layer.rows, layer.size
     if not layer.step.reaches:
-        return 2 * r * m * size
+        return 2 * r * m * size + LRU_CONSTANTS * layer.hidden * size
     half = layer.own != layer.size
     copies = r * layer.bias * size
     if keeps or half or layer.mask is not None:
@@ -215,6 +229,7 @@ def streaming_bytes(layer: Layer, learner: Learner) -> Bytes:
         "states": b * n * state_numbers(layer) * layer.size,
         "records": b * held * record * layer.size,
         "weights": held * _weight_copies(layer, learner.keeps_weights),
+        "constants": n * constant_numbers(layer, learner) * layer.size,
     }
     if isinstance(learner, Influence) and learner.k:
         found["pattern"] = pattern_bytes(layer, learner.k)
