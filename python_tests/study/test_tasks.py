@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -235,3 +235,20 @@ def test_wrong_options_of_a_task_are_wrong_usage(tmp_path: Path) -> None:
             assert done.returncode == 2 and message in done.stderr, done.stderr
             assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_tasks_without_shifts_have_no_shifted_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As neurogym's, by a task that is registered here."""
+
+    class Unshifted(tasks.DelayedXOR):
+        shifts: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    monkeypatch.setitem(tasks.TASKS, "neurogym", Unshifted)
+    run = config("neurogym:dt=20")
+    final = perform(run, tmp_path, run.settings.lr)["final"]
+    assert final["shift_loss"] is None and final["shift_acc"] is None
+    assert math.isfinite(final["test_loss"])
+    with pytest.raises(ValueError, match="shift: got 'noise', expected one of none"):
+        settings("quick", task="neurogym", shift="noise")

@@ -69,14 +69,14 @@ class Data(NamedTuple):
 
     train: Task
     test: Task
-    shift: Task
+    shift: Task | None
 
 
 def make_data(settings: Settings, seed: int) -> Data:
     """The three sets of a run; the split depends on ``seed`` alone.
 
     `SettingError` if the data has fewer sequences than the settings ask for, or the task's options
-    are out of range. Where a task has no shifts, the third set is the second.
+    are out of range. Where a task has no shifts, there is no third set.
     """
     for name in ("train_size", "test_size"):
         if settings.data is None and getattr(settings, name) is None:
@@ -84,7 +84,7 @@ def make_data(settings: Settings, seed: int) -> Data:
     try:
         train, test = (make_set(settings, seed, split) for split in ("train", "test"))
         named = tasks.get(tasks.parse(settings.task)[0]).shifts
-        shift = make_set(settings, seed, "test", settings.shift) if named else test
+        shift = make_set(settings, seed, "test", settings.shift) if named else None
     except SizeError as error:
         text = str(error).replace("num_train", "train_size").replace("num_test", "test_size")
         raise SettingError(text) from error

@@ -201,8 +201,9 @@ class Training:
     def _test(self, row: dict[str, Any]) -> None:
         with self._clock("evaluation"):
             row["test_loss"], row["test_acc"] = evaluate(self.model, self.data.test)
-            row["shift_loss"], row["shift_acc"] = evaluate(self.model, self.data.shift)
-        work = len(self.data.test) + len(self.data.shift)
+            if self.data.shift is not None:
+                row["shift_loss"], row["shift_acc"] = evaluate(self.model, self.data.shift)
+        work = len(self.data.test) + len(self.data.shift or ())
         self.curvature.training_work += EVALUATION_COST * work
 
     def _crossed(self, loss: float) -> bool:
