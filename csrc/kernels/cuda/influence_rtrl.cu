@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kAcross* kGroups) rtrl_finish(const __grid_con
     T* to = f.p.influence + b * f.p.batch + f.first + column;
     const T* from = f.product ? f.product + b * N * f.columns + column : to;
     const int64_t below = f.product ? f.columns : f.p.row;
-#pragma unroll 4
+#pragma unroll 2
     for (int row = group; row < N; row += kGroups) {
       Quad<T> value = load_quad(from + row * below, count, f.vec);
       const T weight = f.signal ? f.signal[b * N + row] : T(0);

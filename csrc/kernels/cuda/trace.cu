@@ -224,7 +224,7 @@ __device__ __forceinline__ void update(const TraceStep<T>& p, const Split& split
 // Blocks that a multiprocessor should hold: as many as there are without spilling registers.
 template <class T, int S, int Signals>
 constexpr int resident() {
-  return Signals > 1 || S * sizeof(T) > 16 ? 1 : 2;
+  return Signals > 1 || S * sizeof(T) > 16 || (Signals == 0 && S * sizeof(T) == 4) ? 1 : 2;
 }
 
 // A matrix and, in the blocks after its own, its bias.

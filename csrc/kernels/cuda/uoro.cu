@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) pass(Uoro<T> p, UoroBlock<T> k, int6
   const Lane<T> lane(i % parts, k.Q, vec);
   Quad<T> total = zero_quad<T>();
   const int64_t first = kPass == Pass::Gradient ? slice : blockIdx.y, every = kPass == Pass::Gradient ? slices : gridDim.y;
-#pragma unroll 4
+#pragma unroll(sizeof(T) == 4 ? 2 : 1)
   for (int64_t b = there ? first : p.B; b < p.B; b += every) {
     const int64_t row = b * k.R + r;
     T* theta = k.theta + row * k.Q;
