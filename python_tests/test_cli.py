@@ -121,6 +121,9 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
+        (["train", "--rule", "dni"], "rule 'dni' learns in streaming mode only"),
+        (["study", "theorem", "--rules", "rtrl"], "--rules: rtrl runs forward in time"),
+        (["train", "--task", "neurogym", "--rule", "bptt"], "neurogym needs env"),
         (["tain"], "invalid choice: 'tain'"),
         (["train"], "the following arguments are required: --rule"),
         (["train", "--rule", "bpt"], "unknown rule 'bpt'; known rules: bptt"),

@@ -224,6 +224,7 @@ def test_flossing_brings_exponents_to_zero():
         ({"x": torch.zeros(0, 2, 3).double()}, ValueError, "at least one step"),
         ({"x": torch.zeros(9, 2, 3, dtype=torch.float32)}, TypeError, "x: got torch.float32"),
         ({"x": [1]}, TypeError, "x: got list"),
+        ({"x": torch.full((9, 2, 3), float("nan")).double()}, ValueError, "x: got NaN or inf"),
         ({"module": nn.RNN(3, 4)}, TypeError, "module: got RNN"),
         ({"module": rx.LIF(3, 4)}, ValueError, "jumps where a unit spikes"),
     ],

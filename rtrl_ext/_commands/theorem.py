@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import rules
 from ..curvature._progress import Progress
 from ..study import theorem
 from ..study.config import rule_spec
@@ -24,7 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--rules: got none, expected rules such as bptt,eprop")
     for name in names:
         try:
-            rule_spec(name)
+            _, spec = rule_spec(name)
+            if rules.parse(spec).forward_mode:
+                raise ValueError(
+                    f"{name} runs forward in time; expected rules whose gradient can be "
+                    "differentiated, such as bptt, eprop, snap1, tbptt:k=3"
+                )
         except (ValueError, TypeError) as error:
             raise UsageError(f"--rules: {error}") from error
     folder = None

@@ -41,6 +41,8 @@ def time_major(module: RecurrentBase | LRU, x: Any) -> Tensor:
         x = x.transpose(0, 1)
     if 0 in x.shape[:2]:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected at least one step and sequence")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x: got NaN or inf among its numbers, expected finite ones")
     return x
 
 

@@ -121,7 +121,8 @@ def gradient_flossing(
     seed: int = 0,
 ) -> Tensor:
     """A loss that brings the k largest Lyapunov exponents to 0, where gradients neither vanish nor
-    explode: ``mean (λ_i - target)²``. Engelken 2023, "Gradient flossing".
+    explode: ``mean (λ_i - target)²``. Engelken 2023, "Gradient flossing". Infinite where a Jacobian
+    is singular, such as with recurrent weights of zero.
 
     Differentiable in the module's parameters and in x, through every Jacobian and QR decomposition:
     exact gradients, whatever the rule. For pre-training, or added to a loss now and then. The

@@ -249,7 +249,14 @@ def rule_spec(text: str) -> tuple[str, str]:
     spec = text.strip()
     if name.lower() in ("mdgl", "modprop") and "cell_" not in parameters:
         spec += ":cell_specific=true"
-    canonical = rules.parse(spec).name
+    rule = rules.parse(spec)
+    if "sequence" not in rule.modes:
+        there = [row["name"] for row in rules.table() if "sequence" in row["modes"]]
+        raise ValueError(
+            f"rule {rule.name!r} learns in streaming mode only (module.step); expected one with a "
+            f"sequence mode: {', '.join(there)}"
+        )
+    canonical = rule.name
     return canonical + text.strip()[len(name) :], canonical + spec[len(name) :]
 
 

@@ -77,7 +77,12 @@ def make(text: str, split: str = "train", seed: int = 0, **more: Any) -> Task:
             raise ValueError(f"task: {key} is given in {text!r} and as a keyword, expected one")
         if key not in options(name) and not _takes_more(get(name)):
             raise ValueError(f"task: {name} has no option {key!r}{nearest(key, options(name))}")
-    return get(name)(split, seed, **found, **more)  # type: ignore[arg-type, call-arg]
+    task = get(name)
+    for key, parameter in inspect.signature(task.__init__).parameters.items():
+        required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if required and key not in found and key not in more:
+            raise ValueError(f"task: {name} needs {key}, for example {name}:{key}=...")
+    return task(split, seed, **found, **more)  # type: ignore[arg-type, call-arg]
 
 
 def _takes_more(task: type[Task]) -> bool:
