@@ -1,6 +1,6 @@
 // Steps of RTRL and SnAp as PyTorch ops on CUDA; emulated as leaky_cuda.cpp is.
 #include "kernels/cuda/influence.h"
-#include "ops/cuda_context.h"
+#include "ops/cuda.h"
 #include "ops/influence.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -30,13 +30,10 @@ struct Batched {
 
   static void multiply(void* context, int64_t k, int64_t first, int64_t columns) {
     const Batched& m = *static_cast<const Batched*>(context);
-    using torch::stable::detail::from;
     const Tensor product = matrices(m.out, 0, {m.B, m.N, columns}, {m.N * columns, columns, 1});
     const Tensor left = matrices(m.jacobian, k * m.B * m.N * m.N, {m.B, m.N, m.N}, {m.N * m.N, m.N, 1});
     const Tensor right = matrices(m.influence, first, {m.B, m.N, columns}, {m.influence.stride(0), m.influence.stride(1), 1});
-    std::array<StableIValue, 3> stack{from(left), from(right), from(product)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
-    torch::stable::detail::to<Tensor>(stack[0]);
+    Multiply{product, left, right, true}.run(left, right);
   }
 };
 

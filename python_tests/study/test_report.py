@@ -1,5 +1,6 @@
 """The report on synthetic study folders."""
 
+import importlib
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,6 @@ import pandas as pd
 import pytest
 from synthetic_study import write_study
 
-from rtrl_ext.study import optional
 from rtrl_ext.study.load import read_study
 from rtrl_ext.study.report import PAPER_BANNER, summary_text, write_report
 
@@ -285,14 +285,14 @@ def test_bad_folders_are_refused(tmp_path):
 
 def test_missing_package_gives_the_pip_line(tmp_path, monkeypatch):
     folder = write_study(tmp_path / "s", rules=("bptt",))
-    real = optional.importlib.import_module
+    real = importlib.import_module
 
     def without(name):
         if name.split(".")[0] == "matplotlib":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name)
 
-    monkeypatch.setattr(optional.importlib, "import_module", without)
+    monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ImportError, match=re.escape('pip install "rtrl_ext[study]"')):
         write_report(folder)
     assert not (folder / "report.html").exists()

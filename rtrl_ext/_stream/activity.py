@@ -50,14 +50,13 @@ class Activity:
 
     def enter(self, capturing: bool) -> None:
         """Begin what `admit` let pass."""
-        self.capturing = capturing
         if capturing and self.home is None:
             fresh = self.fresh
             if fresh is None or self.cut:
                 fresh = self.none_or_all[self.cut]
             self.home = Home(self.states, fresh)
             self.drop()
-            self.capturing = True
+        self.capturing = capturing
 
     def reset(self, mask: Tensor) -> None:
         """The states start anew in the rows of ``mask``, and nothing from before counts there."""

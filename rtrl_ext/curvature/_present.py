@@ -1,9 +1,10 @@
 """What results share when they are looked at: axes, tables, and the packages for both."""
 
-import importlib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
+
+from .. import _optional
 
 # Okabe and Ito's palette, distinguishable under the common forms of colour blindness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"
@@ -11,14 +12,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8a8f98"
 
 def need(name: str, purpose: str) -> ModuleType:
     """The module ``name``; ``ImportError`` with the pip line if it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or name.split(".")[0] != error.name.split(".")[0]:
-            raise
-        raise ImportError(
-            f"{purpose} needs the package {error.name}: pip install 'rtrl_ext[curvature]'"
-        ) from error
+    return _optional.need(name, purpose, "pip install 'rtrl_ext[curvature]'")
 
 
 def axes(ax: Any, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6)) -> Any:

@@ -1,6 +1,5 @@
 """What a learning rule is, how it is looked up by name, and the table of all of them."""
 
-import ast
 import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .._spelling import assignments
 from ._table import Table
 
 if TYPE_CHECKING:
@@ -244,26 +244,15 @@ def parse(text: str) -> Rule:
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; expected a str such as 'tbptt:k=5'")
     name, *parts = text.split(":")
-    parameters: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        key = key.strip()
-        if not equals or not key or key in parameters:
-            raise ValueError(f"rule {text!r}: got {part!r}; expected key=value, each key once")
-        parameters[key] = _literal(value.strip())
+    parameters = dict(
+        assignments(
+            parts, lambda part: f"rule {text!r}: got {part!r}; expected key=value, each key once"
+        )
+    )
     try:
         return get(name, **parameters)
     except TypeError as error:  # it names types, and the user wrote text
         raise ValueError(f"rule {text!r}: {error}") from error
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def table() -> Table:

@@ -1,12 +1,12 @@
 """Tasks of the package neurogym."""
 
-import importlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._optional import need
 from .base import Task
 from .checks import SPLITS, dtype_of, split_of, whole
 from .losses import ActionLoss, action_accuracy
@@ -85,15 +85,7 @@ class Neurogym(Task):
 
 def _environment(env: Any, kwargs: dict[str, Any]) -> Any:
     if isinstance(env, str):
-        try:
-            package = importlib.import_module("neurogym")
-        except ModuleNotFoundError as error:
-            if error.name != "neurogym":
-                raise
-            raise ImportError(
-                "Neurogym needs the package neurogym: pip install neurogym"
-            ) from error
-        env = package.make(env, **kwargs)
+        env = need("neurogym", "Neurogym", "pip install neurogym").make(env, **kwargs)
     elif kwargs:
         raise TypeError(
             f"{next(iter(kwargs))}: an argument of the environment, expected only where env is a "

@@ -1,9 +1,9 @@
 """Tasks by name, and their options in text."""
 
-import ast
 import inspect
 from typing import Any
 
+from .._spelling import assignments
 from .base import Task
 from .checks import choice, nearest
 from .delayed_match import DelayedMatchToSample
@@ -55,32 +55,30 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name = name.strip()
     known, free = options(name), _takes_more(get(name))
     found: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        key = key.strip()
-        if not equals or not key or key in found:
-            raise ValueError(f"task: got {part!r} in {text!r}, expected key=value, each key once")
+    spelled = assignments(
+        parts, lambda part: f"task: got {part!r} in {text!r}, expected key=value, each key once"
+    )
+    for key, value in spelled:
         if key not in known and not free:
             raise ValueError(
                 f"task: {name} has no option {key!r}{nearest(key, known)}; expected one of "
                 f"{', '.join(known)}"
             )
-        found[key] = _literal(value.strip())
+        found[key] = value
     return name, found
 
 
 def make(text: str, split: str = "train", seed: int = 0, **more: Any) -> Task:
     """The data set that ``parse(text)`` describes, with further options as keywords."""
     name, found = parse(text)
+    task, known = get(name), options(name)
     for key in more:
         if key in found:
             raise ValueError(f"task: {key} is given in {text!r} and as a keyword, expected one")
-        if key not in options(name) and not _takes_more(get(name)):
-            raise ValueError(f"task: {name} has no option {key!r}{nearest(key, options(name))}")
-    task = get(name)
-    for key, parameter in inspect.signature(task.__init__).parameters.items():
-        required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-        if required and key not in found and key not in more:
+        if key not in known and not _takes_more(task):
+            raise ValueError(f"task: {name} has no option {key!r}{nearest(key, known)}")
+    for key, default in known.items():
+        if default is inspect.Parameter.empty and key not in found and key not in more:
             raise ValueError(f"task: {name} needs {key}, for example {name}:{key}=...")
     return task(split, seed, **found, **more)  # type: ignore[arg-type, call-arg]
 
@@ -88,12 +86,3 @@ def make(text: str, split: str = "train", seed: int = 0, **more: Any) -> Task:
 def _takes_more(task: type[Task]) -> bool:
     parameters = inspect.signature(task.__init__).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
