@@ -35,6 +35,9 @@ SUITES = {
     "replicas": "replicas",
     "cold_start": "cold_start",
     "end_to_end": "end_to_end",
+    "ggn": "ggn",
+    "eigenpairs": "eigenpairs",
+    "tracker": "tracker",
 }
 
 

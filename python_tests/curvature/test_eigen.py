@@ -23,6 +23,14 @@ SPECTRA = {
 }
 
 
+@pytest.fixture(autouse=True, params=["blocks", "single vectors"])
+def width(request, tools, monkeypatch):
+    """How many directions are added at a time: k, or one where company saves nothing."""
+    single = request.param == "single vectors"
+    monkeypatch.setattr(tools.Dense, "one_by_one", lambda self, k: single, raising=False)
+    return request.param
+
+
 def expected(values, which, k):
     values = values.double()
     order = {
@@ -63,6 +71,17 @@ def test_multiplicity_up_to_k_is_found(tools):
     op = tools.with_spectrum(SPECTRA["degenerate"])
     values = eigsh(op, 6, "LM", tol=1e-8).values
     assert sorted(values.round(decimals=6).tolist()) == [-3.0, -3.0, 3.0, 3.0, 3.0, 3.0]
+
+
+def test_single_vectors_need_fewer_products(tools, monkeypatch):
+    op = tools.with_spectrum(torch.linspace(0, 1, 600) ** 4)
+    found = {}
+    for single in (False, True):
+        monkeypatch.setattr(tools.Dense, "one_by_one", lambda self, k, single=single: single)
+        found[single] = eigsh(op, 5, tol=1e-6)
+        assert found[single].converged
+    assert found[True].num_products < 0.7 * found[False].num_products
+    torch.testing.assert_close(found[True].values, found[False].values, rtol=1e-6, atol=0)
 
 
 def test_k_up_to_P(tools):
@@ -237,7 +256,8 @@ def test_power_iteration_keeps_its_history(tools):
     assert float(found.history[4]) == power_iteration(op, max_iter=5).value
 
 
-def test_interrupted_eigsh(tools):
+def test_interrupted_eigsh(tools, monkeypatch):
+    monkeypatch.delattr(tools.Dense, "one_by_one")
     op = tools.with_spectrum(SPECTRA["spread"])
     whole = eigsh(op, 2, "LA", tol=1e-12, max_products=34)
     with pytest.warns(RuntimeWarning, match="eigsh: interrupted after 32 of at most 300 products"):

@@ -285,7 +285,7 @@ def test_directions_are_bounded_by_memory(tools, monkeypatch):
 
 @pytest.mark.parametrize("cls", OPERATORS)
 def test_large_directions_go_one_by_one(tools, cls, monkeypatch):
-    """From a size on each direction goes by double backward; the result is the same."""
+    """From a size on each direction of a Hessian goes by double backward, to the same result."""
     p = tools.problem()
     op = cls(p.net, p.loss_fn, p.data)
     v = torch.randn(op.shape[0], 5, dtype=torch.float64)
@@ -297,7 +297,8 @@ def test_large_directions_go_one_by_one(tools, cls, monkeypatch):
     monkeypatch.setattr(_inspection, "ROWS", 1)
     monkeypatch.setattr(_inspection, "BYTES", 1)
     assert close(op @ v, together, 1e-12)
-    assert calls == (["forward"] if cls is EmpiricalFisher else ["graph"])  # one primal pass
+    assert calls == (["graph"] if cls is Hessian else ["forward"])  # one primal pass
+    assert op.one_by_one(5) == (cls is Hessian)
 
 
 def test_no_second_derivative_in_reverse_mode(tools):

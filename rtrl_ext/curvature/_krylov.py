@@ -1,11 +1,11 @@
-"""Dense algebra of the block Krylov method: bases in the operator's dtype, sums in float64."""
+"""Dense algebra of the Krylov method: bases in the operator's dtype, what decides in float64."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_ROWS = 65536
+_ROWS = 4096  # so that the copies in float64 stay in cache
 
 
 def _slices(rows: int) -> Iterator[slice]:
@@ -46,7 +46,7 @@ def orthonormal_part(w: Tensor, basis: Tensor | None = None) -> Tensor:
     for _ in range(6):
         before = w
         if basis is not None:
-            w = w - combine(basis, inner(basis, w))
+            w = w - basis @ (basis.t() @ w)
         gram = inner(w, w)
         values, vectors = torch.linalg.eigh((gram + gram.t()) / 2)
         lengths = values.clamp_min(0).sqrt()
@@ -70,12 +70,6 @@ def rayleigh_ritz(basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return ritz(inner(basis, basis), inner(basis, image))
 
 
-def extended(matrix: Tensor, columns: Tensor) -> Tensor:
-    """The symmetric ``matrix`` (m, m) with new last ``columns`` (m + b, b), and rows like them."""
-    top = torch.cat([matrix, columns[: matrix.shape[0]]], 1)
-    return torch.cat([top, columns.t()], 0)
-
-
 def ritz(gram: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """The same from the basis's Gram matrix (m, m) and its products with the image (m, m)."""
     chol = torch.linalg.cholesky((gram + gram.t()) / 2)
@@ -90,3 +84,87 @@ def wanted(values: Tensor, which: str) -> Tensor:
     if which == "LM":
         return values.abs().argsort(descending=True, stable=True)
     return values.argsort(descending=which == "LA", stable=True)
+
+
+class Space:
+    """A search space that grows by vectors and shrinks to Ritz vectors.
+
+    ``basis`` and ``image``, the operator times it, are (P, m), kept as rows so that a new vector is
+    one stretch of memory; the Gram matrices of both and their products are kept in float64.
+    """
+
+    def __init__(self, basis: Tensor, image: Tensor, capacity: int) -> None:
+        size, m = basis.shape
+        self._rows = basis.new_empty(2, max(capacity, m), size)
+        self._set(basis, image)
+
+    def _set(self, basis: Tensor, image: Tensor) -> None:
+        self._count = m = basis.shape[1]
+        self._rows[0, :m] = basis.t()
+        self._rows[1, :m] = image.t()
+        self._gram = inner(self.basis, self.basis)
+        self._projected = inner(self.basis, self.image)
+        self._lengths = inner(self.image, self.image)
+
+    @property
+    def basis(self) -> Tensor:
+        """(P, m)."""
+        return self._rows[0, : self._count].t()
+
+    @property
+    def image(self) -> Tensor:
+        """(P, m)."""
+        return self._rows[1, : self._count].t()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, new: Tensor, image: Tensor) -> None:
+        """Add vectors (P, b) and the operator's products with them."""
+        m, b = self._count, new.shape[1]
+        self._rows[0, m : m + b] = new.t()
+        self._rows[1, m : m + b] = image.t()
+        self._count = m + b
+        with_basis = inner(self.basis, torch.cat([new, image], 1))
+        self._gram = _extended(self._gram, with_basis[:, :b])
+        self._projected = _extended(self._projected, with_basis[:, b:])
+        self._lengths = _extended(self._lengths, inner(self.image, image))
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Ritz values (m,), ascending, and coefficients (m, m) of orthonormal Ritz vectors."""
+        return ritz(self._gram, self._projected)
+
+    def residuals(self, values: Tensor, coeff: Tensor) -> Tensor:
+        """Residuals (P, b) of Ritz pairs."""
+        c = coeff.to(self._rows.dtype)
+        return self.image @ c - self.basis @ (c * values.to(c.dtype))
+
+    def residual_norms(self, values: Tensor, coeff: Tensor, floor: float) -> Tensor:
+        """Their norms (b,), right where they are above ``floor`` or else are formed.
+
+        From the Gram matrices, where squares of lengths cancel to 1e-8 of the largest value.
+        """
+
+        def squares(matrix: Tensor) -> Tensor:
+            return (coeff * (matrix @ coeff)).sum(0)
+
+        projected = (self._projected + self._projected.t()) / 2
+        found = (
+            squares(self._lengths)
+            - 2 * values * squares(projected)
+            + values**2 * squares(self._gram)
+        ).clamp_min(0)
+        lengths = found.sqrt()
+        for i in (lengths <= floor).nonzero()[:, 0].tolist():
+            lengths[i] = norms(self.residuals(values[i : i + 1], coeff[:, i : i + 1]))[0]
+        return lengths
+
+    def shrink(self, coeff: Tensor) -> None:
+        """Keep the span of Ritz vectors alone."""
+        self._set(combine(self.basis, coeff), combine(self.image, coeff))
+
+
+def _extended(matrix: Tensor, columns: Tensor) -> Tensor:
+    """The symmetric ``matrix`` (m, m) with new last ``columns`` (m + b, b), and rows like them."""
+    top = torch.cat([matrix, columns[: matrix.shape[0]]], 1)
+    return torch.cat([top, columns.t()], 0)

@@ -29,13 +29,17 @@ class Route:
     backward: operators registered with ``torch.library.register_autograd`` have silently zero
     tangents.
 
-    ``singly``: whether the graph is good for one direction at a time.
+    ``singly``: whether the graph is good for one direction at a time; ``alone``: whether large
+    directions of several are better off so.
     """
 
-    def __init__(self, forward: Product, graph: Graph, singly: bool = True) -> None:
+    def __init__(
+        self, forward: Product, graph: Graph, singly: bool = True, alone: bool = True
+    ) -> None:
         self._forward = forward
         self._graph = graph
         self._singly = singly
+        self._alone = alone
         self._kept: Kept | None = None
         self._pass: Inspection | None = None
         self.name: str | None = None
@@ -55,7 +59,7 @@ class Route:
         if rows.shape[0] == 1:
             return 1
         seen = self._inspected(problem, x)
-        if self._singly and seen.fills:
+        if self._singly and self._alone and seen.fills:
             return 1
         most = min(MOST_DIRECTIONS, MEMORY // (4 * seen.bytes + 1))
         if 4 * seen.largest <= BLOCK:

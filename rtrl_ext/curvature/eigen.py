@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from ._krylov import (
+    Space,
     combine,
-    extended,
     inner,
     norms,
     orthonormal_part,
     rayleigh_ritz,
-    ritz,
     wanted,
 )
 from ._results import EigshResult, PowerIterationResult
@@ -22,6 +21,10 @@ from ._solver import apply, fixed_point, interrupted, progress_of
 WHICH = ("LM", "LA", "SA")
 _SEED = 0
 _NOISE = 0.1
+#: products with a new random vector that look for copies of eigenvalues which one vector can't have
+_LOOK = 12
+#: residual norms are formed where they are below this share of the largest value
+_GRAM = 1e-6
 
 
 def eigsh(
@@ -34,9 +37,12 @@ def eigsh(
 ) -> EigshResult:
     """k extreme eigenpairs of a symmetric operator.
 
-    Block Krylov with blocks of up to k directions (so that eigenvalues of multiplicity up to k are
-    found; converged pairs need no more), full reorthogonalization, thick restart, Rayleigh-Ritz in
-    float64. Memory: max(6 k + 40, 10 k) vectors of length P.
+    Block Krylov with full reorthogonalization, thick restart and Rayleigh-Ritz in float64;
+    converged pairs need no more products. Blocks have up to k directions where these cost less
+    together, so that eigenvalues of multiplicity up to k are found. Where each direction goes alone
+    (large problems) it adds single vectors, which need far fewer products; when they have
+    converged, 12 products with a new random vector look for copies of eigenvalues, again until they
+    find none. Memory: max(6 k + 40, 10 k) vectors of length P.
 
     Args:
         op: has ``shape``, ``dtype``, ``device`` and ``@`` for (P, j).
@@ -53,69 +59,104 @@ def eigsh(
 
     Returns:
         ``EigshResult``. The start is seeded: the same call gives the same result. Interrupted
-        (``KeyboardInterrupt``) after its first products, the best pairs so far, ``interrupted``.
+        (``KeyboardInterrupt``) after its first products, the best pairs so far, ``interrupted``;
+        fewer than k where not so many products were made.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, value or shape.
         RuntimeError: a product is not finite.
     """
     k, max_products = _check(op.shape[0], k, which, tol, max_products)
-    start = _start(op, k, v0)
+    width = 1 if k > 1 and getattr(op, "one_by_one", lambda k: False)(k) else k
+    given = min(k, v0.shape[1]) if isinstance(v0, Tensor) and v0.dim() == 2 else 1
+    start = _start(op, max(width, given), v0)
     with fixed_point(op), progress_of(op, "eigsh", max_products) as progress:
-        return _search(op, start, k, which, tol, max_products, progress)
+        return _search(op, start, width, k, which, tol, max_products, progress)
 
 
 def _search(
-    op: Any, basis: Tensor, k: int, which: str, tol: float, max_products: int, progress: Any
+    op: Any,
+    start: Tensor,
+    width: int,
+    k: int,
+    which: str,
+    tol: float,
+    max_products: int,
+    progress: Any,
 ) -> EigshResult:
+    """From a start (P, some): so many as ``width`` directions are added at a time."""
     size = op.shape[0]
     capacity = min(size, max(3 * k + 20, 5 * k))
-    state = basis, apply(op, basis)
-    gram, projected = inner(basis, basis), inner(*state)
-    used = k
+    space = Space(start, apply(op, start), capacity)
+    used = start.shape[1]
     lam_max = 0.0
-    whole = True
+    seen: Tensor | None = None  # values found before the last look for copies
+    final = None
     try:
         while True:
-            basis, image = state
-            values, coeff = ritz(gram, projected)
+            values, coeff = space.ritz()
             lam_max = max(lam_max, float(values.abs().max()))
             order = wanted(values, which)
             pick = order[:k]
-            residual = _residuals(basis, image, values[pick], coeff[:, pick])
-            lengths = norms(residual)
-            open_ = lengths > tol * lam_max
+            lengths = space.residual_norms(values[pick], coeff[:, pick], _GRAM * lam_max)
+            open_ = (lengths > tol * lam_max).nonzero()[:, 0]
             progress.update(used, f"residual {float(lengths.max()):.2g} of {lam_max:.4g}")
             room = max_products - k - used
-            if not bool(open_.any()) or room < 1 or basis.shape[1] >= size:
+            if room < 1 or len(space) >= size:
                 break
-            # residuals of Ritz vectors span the next Krylov block
-            new = orthonormal_part(residual[:, open_] / lengths[open_].to(residual.dtype), basis)
-            if new.shape[1] == 0:  # rounding errors only
-                break
+            new = _expansion(space, values, coeff, pick[open_[:width]])
+            if new.shape[1] == 0:  # all are converged, or rounding errors are all that is left
+                now = values[pick]
+                settled = seen is not None and bool(((now - seen).abs() <= tol * lam_max).all())
+                if len(pick) == k and (width == k or settled):
+                    break
+                seen = now if len(pick) == k else None
+                space.shrink(coeff[:, pick])
+                made = _look(op, space, min(_LOOK, room), used)
+                used += made
+                if made == 0:
+                    break
+                continue
             new = new[:, :room]
-            if basis.shape[1] + new.shape[1] > capacity:
-                keep = order[: 2 * k + 8]
-                basis, image = combine(basis, coeff[:, keep]), combine(image, coeff[:, keep])
-                gram, projected = inner(basis, basis), inner(basis, image)
-            new_image = apply(op, new)
-            state = torch.cat([basis, new], 1), torch.cat([image, new_image], 1)
-            gram = extended(gram, inner(state[0], new))
-            projected = extended(projected, inner(state[0], new_image))
+            if len(space) + new.shape[1] > capacity:
+                space.shrink(coeff[:, order[: 2 * k + 8]])
+            space.append(new, apply(op, new))
             used += new.shape[1]
-        x = combine(basis, coeff[:, pick])
+        x = combine(space.basis, coeff[:, pick])
         x = (x.double() / norms(x)).to(x.dtype)
         # the certificate: a product with the vectors that are returned
-        state = x, apply(op, x)
+        final = x, apply(op, x)
         used += x.shape[1]
     except KeyboardInterrupt:
-        whole = False
         interrupted("eigsh", f"{used} of at most {max_products} products")
-    return _certified(*state, k, which, tol, lam_max, used, whole)
+    basis, image = final or (space.basis, space.image)
+    return _certified(basis, image, k, which, tol, lam_max, used, final is not None)
 
 
-def _residuals(basis: Tensor, image: Tensor, values: Tensor, coeff: Tensor) -> Tensor:
-    return combine(image, coeff) - combine(basis, coeff * values)
+def _expansion(space: Space, values: Tensor, coeff: Tensor, pick: Tensor) -> Tensor:
+    """What the residuals of some Ritz vectors add to the space: the next Krylov block."""
+    if len(pick) == 0:
+        return space.basis[:, :0]
+    residual = space.residuals(values[pick], coeff[:, pick])
+    lengths = norms(residual)
+    residual = residual[:, lengths > 0] / lengths[lengths > 0].to(residual.dtype)
+    return orthonormal_part(residual, space.basis) if residual.shape[1] else residual
+
+
+def _look(op: Any, space: Space, most: int, seed: int) -> int:
+    """Adds a Krylov space of a random vector orthogonal to what is there; its dimension."""
+    new = _random(op, 1, seed)
+    for made in range(most):
+        lengths = norms(new)
+        if float(lengths[0]) == 0 or len(space) >= op.shape[0]:
+            return made
+        new = orthonormal_part(new / lengths.to(new.dtype), space.basis)
+        if new.shape[1] == 0:  # nothing is left
+            return made
+        image = apply(op, new)
+        space.append(new, image)
+        new = image
+    return most
 
 
 def _certified(
@@ -134,11 +175,7 @@ def _certified(
     lam_max = max(lam_max, float(values.abs().max()))
     values, coeff = values[order], coeff[:, order]
     vectors = combine(basis, coeff)
-    residuals = norms(
-        image.double() @ coeff - vectors.double() * values
-        if whole
-        else _residuals(basis, image, values, coeff)
-    )
+    residuals = norms(image.double() @ coeff - vectors.double() * values)
     return EigshResult(
         values=values.to(basis.dtype),
         vectors=vectors,
@@ -173,8 +210,8 @@ def _check_v0(op: Any, v0: Any) -> Tensor:
     return v
 
 
-def _random(op: Any, columns: int) -> Tensor:
-    g = torch.Generator().manual_seed(_SEED)
+def _random(op: Any, columns: int, seed: int = _SEED) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
     return torch.randn(op.shape[0], columns, generator=g, dtype=op.dtype).to(op.device)
 
 

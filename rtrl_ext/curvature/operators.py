@@ -62,6 +62,7 @@ class CurvatureOperator(Estimators):
 
     _routes: ClassVar[tuple[products.Product, products.Graph]]
     _singly: ClassVar[bool] = True
+    _alone: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class CurvatureOperator(Estimators):
             num_terms=num_terms,
         )
         self._problem = Problem(model, loss_fn, chosen, self._batches)
-        self._route = Route(*self._routes, self._singly)
+        self._route = Route(*self._routes, self._singly, self._alone)
         self._size = size(chosen)
         self._first = next(iter(chosen.values()))
         self.chunk_size = chunk_size
@@ -209,6 +210,15 @@ class CurvatureOperator(Estimators):
         with self._route.keeping(memory):
             yield
 
+    def one_by_one(self, k: int) -> bool:
+        """Whether k directions go one after the other, so that company saves nothing."""
+        if self.chunk_size is not None:
+            return self.chunk_size == 1
+        x, _ = next(iter(self._batches))
+        with evaluating(self._problem.model, self.device):
+            rows = torch.empty(k, self._size, dtype=self.dtype, device="meta")
+            return self._route.directions(self._problem, rows, x) == 1
+
     def _weight(self, x: Any, target: Any) -> float:
         return self._batches.weight(target)
 
@@ -278,6 +288,7 @@ class GaussNewton(CurvatureOperator):
     """
 
     _routes = (products.ggn_forward, products.ggn_graph)
+    _alone = False  # its graph makes J by way of Jᵀ: more passes over memory than forward mode
 
 
 class EmpiricalFisher(CurvatureOperator):
