@@ -71,14 +71,25 @@ HELP = {
     "final_products": "Hessian products per eigenvalue at the end of a run at most",
     "trace_products": "Hessian products for the trace at the end of a run",
     "sharpness_num": "random perturbations for the sharpness at the end of a run (0: none)",
+    "gain": "factor of the recurrent matrix at the start",
+    "rank": "rank of the recurrent matrix at the start, its Frobenius norm kept ('full')",
+    "lr_factor": "factor c of the rate at the beginning of training",
+    "lr_fraction": "share of the iterations for which --lr-factor holds",
+    "clip_norm": "norm to which gradients are clipped ('none': not)",
+    "sam_rho": "radius of sharpness-aware minimization (0: off)",
+    "label_noise": "probability of a random training label; of regression: noise on targets (sd)",
+    "density_probes": "random vectors for the spectral density at the end of a run (0: none)",
 }
 _FLOATS = {
     "shift_noise", "leak", "lr", "momentum", "l2", "stop_loss", "curvature_budget", "dale", "tau_v",
-    "tau_a", "beta",
+    "tau_a", "beta", "gain", "lr_factor", "lr_fraction", "clip_norm", "sam_rho", "label_noise",
 }  # fmt: skip
 _TEXTS = {"data", "shift", "cell", "nonlinearity", "form", "optimizer", "curvature"}
 OPTIONS = {*HELP, "task", "rules", "arms", "seeds"}
-_NONE = {"stop_loss": "none", "train_size": "all", "test_size": "all"}
+_NONE = {
+    "stop_loss": "none", "clip_norm": "none", "train_size": "all", "test_size": "all",
+    "rank": "full",
+}  # fmt: skip
 UNSET = object()
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from ..study.arms import StudyConfig, demo
 from ..study.config import SettingError, Settings
 from ..study.folder import load_study, open_study, status
-from ..study.network import make_data, make_model, training_rule
+from ..study.network import make_data, make_model
+from ..study.online import set_rule
 from ..study.progress import describe, label
 from ..study.runner import run_study
 from .options import UsageError, preset_of, setting_overrides, usage_error
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
         network = make_model(one.settings, data[_sizes(one.settings)], 0)
         try:
-            network.rnn.rule = training_rule(one)
+            set_rule(network, one)
         except (ValueError, TypeError) as error:
             raise UsageError(f"--rules: {error}") from error
     with _dask(arguments.dask) if arguments.dask else nullcontext() as executor:

@@ -2,53 +2,61 @@
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import KINDS, OTHER_ITERATIONS, RunConfig, Settings, digest, rule_spec, settings
+from .arm_groups import GROUPS, Arm
+from .config import (
+    KINDS,
+    OTHER_ITERATIONS,
+    PAIRED,
+    RunConfig,
+    Settings,
+    digest,
+    rule_spec,
+    settings,
+)
 from .config import versions as current_versions
+from .online import check_online
 
-CORE = ("rule", "bptt-rho", "projected", "matched-noise")
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A way to train by a rule: ``kind`` (see `RunConfig`) and the settings that differ in it."""
-
-    name: str
-    kind: str = "rule"
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if any(part in self.name for part in ("/", "\\", "..", "\0")):
-            raise ValueError(
-                f"arm {self.name!r}: the name holds '/', '\\' or '..', expected a plain word"
-            )
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"arm {self.name!r}: got kind {self.kind!r}, expected one of {', '.join(KINDS)}"
-            )
-
-
 def parse_arms(text: str, base: Settings | None = None) -> list[Arm]:
-    """Arms from ``core``, a list of names (``rule,bptt-rho``), or a TOML file.
+    """Arms from a list of names and groups (``rule,bptt-rho``, ``core``), or a TOML file.
 
-    The file holds one table per arm: ``[[arm]]`` with ``name``, ``kind`` (default: the name) and
-    any setting that differs, such as ``lr = 0.01``, from ``base`` (default: the preset quick).
+    The groups are ``core``, ``remedies``, ``phase``, ``gain`` and ``rank``; what several of them
+    hold is there once. The file holds one table per arm: ``[[arm]]`` with ``name``, ``kind``
+    (default: the name) and any setting that differs, such as ``lr = 0.01``, from ``base`` (default:
+    the preset quick).
     """
-    text = text.strip()
+    text, base = text.strip(), base or settings("quick")
     if text.endswith(".toml"):
-        return _toml_arms(Path(text), base or settings("quick"))
-    names = CORE if text == "core" else tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in KINDS:
+        return _toml_arms(Path(text), base)
+    arms: list[Arm] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name in GROUPS:
+            group = GROUPS[name](base)
+            for arm in group:
+                try:
+                    _settings_of(arm, base)
+                except ValueError as error:
+                    raise ValueError(f"arms: {name}: {arm.name!r}: {error}") from error
+            arms += [arm for arm in group if arm not in arms]
+        elif name in KINDS:
+            arms.append(Arm(name, name))
+        else:
+            groups = ", ".join(repr(group) for group in GROUPS)
             raise ValueError(
-                f"arms: got {name!r}, expected 'core', names among {', '.join(KINDS)}, "
+                f"arms: got {name!r}, expected {groups}, names among {', '.join(KINDS)}, "
                 "or a .toml file"
             )
-    return _unique([Arm(name, name) for name in names])
+    return _unique(arms)
+
+
+def _settings_of(arm: Arm, base: Settings) -> Settings:
+    return settings("quick", **{**dataclasses.asdict(base), **arm.overrides})
 
 
 def _toml_arms(path: Path, base: Settings) -> list[Arm]:
@@ -112,10 +120,13 @@ class StudyConfig:
         object.__setattr__(self, "rules", tuple(shown))
         kinds = {arm.kind for arm in self.arms}
         plain = [arm for arm in self.arms if arm.kind == "rule" and not arm.overrides]
-        if "bptt-rho" in kinds and not plain:
-            raise ValueError(
-                "arms: 'bptt-rho' takes its rate from the arm 'rule', which is not there"
-            )
+        for kind in PAIRED:
+            if kind in kinds and not plain:
+                raise ValueError(
+                    f"arms: {kind!r} takes its rate from the arm 'rule', which is not there"
+                )
+        for run in self.runs():
+            check_online(run)
 
     @staticmethod
     def make(
@@ -196,7 +207,7 @@ class StudyConfig:
                     run = RunConfig(Settings(**values), name, spec, arm.name, arm.kind, seed)
                     if arm.kind == "rule" and not arm.overrides:
                         pairs.setdefault(name, run.run_id)
-                    (later if arm.kind == "bptt-rho" else plan).append(run)
+                    (later if arm.kind in PAIRED else plan).append(run)
             plan += [dataclasses.replace(run, paired=pairs[run.rule]) for run in later]
         return plan
 

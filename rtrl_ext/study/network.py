@@ -143,7 +143,8 @@ def make_network(
     Under Dale's law the size of a weight is the square of a normal number, columns have their sign,
     excitation and inhibition balance, and the spectral radius is 2. Spiking units, half of them
     adaptive: ``U ~ N(0, 1/m)``, ``W ~ N(0, 1/n)``, a readout filtered with ``exp(-dt/τ_v)``. ``dt``
-    is the step in ms.
+    is the step in ms. With ``rank`` W keeps its largest singular values alone and is scaled back to
+    its Frobenius norm; then it is multiplied by ``gain``.
     """
     n = settings.hidden_size
     generator = torch.Generator().manual_seed(seed)
@@ -166,8 +167,20 @@ def make_network(
         model.readout.bias.uniform_(-bound, bound, generator=generator)
         if settings.dale:
             _balance(weight, DaleMask(n, settings.dale).signs)
+        if settings.rank is not None:
+            _cut_rank(weight, settings.rank)
+        if settings.gain != 1:
+            weight *= settings.gain
+        if settings.dale:
             dale(rnn, settings.dale)
     return model
+
+
+def _cut_rank(weight: Tensor, rank: int) -> None:
+    """``weight`` (n, n) becomes the nearest matrix of that rank, scaled to its Frobenius norm."""
+    u, s, v = torch.linalg.svd(weight.double())
+    kept = s[:rank] * (s.norm() / s[:rank].norm())
+    weight.copy_((u[:, :rank] * kept) @ v[:rank])
 
 
 def recurrent(model: nn.Module) -> str:

@@ -12,7 +12,8 @@ from typing import Any, TextIO
 
 COLUMNS = (
     "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
-    "rho", "cosine", "norm_ratio", "lambda1", "lambda1_full",
+    "rho", "cosine", "norm_ratio", "lambda1", "lambda1_full", "lr", "projection",
+    "projection_exact",
 )  # fmt: skip
 
 RECORD = "record.json"

@@ -22,15 +22,10 @@ from .measures import (
     final_sharpness,
     final_shifts,
 )
-from .network import (
-    Classifier,
-    make_data,
-    make_model,
-    make_optimizer,
-    recurrent,
-    training_rule,
-)
+from .network import Classifier, make_data, make_model, recurrent, training_rule
+from .online import OnlineUpdates, set_rule
 from .records import LOG, MODEL, RECORD, RunLog, write_atomic, write_json
+from .updates import Diverged, LabelNoise, NoisyUpdates, Updates
 
 ORDER_SEED = 1_000_003  # batch order and initialisation draw from different generators
 FINAL = (
@@ -41,8 +36,8 @@ FINAL = (
 )  # fmt: skip
 
 
-class Diverged(Exception):
-    """A loss that is not finite."""
+#: how an arm of a kind makes its updates, where it is not by its rule's gradient alone
+UPDATES: dict[str, type[Updates]] = {"gradient-noise": NoisyUpdates, "online": OnlineUpdates}
 
 
 class Training:
@@ -58,9 +53,11 @@ class Training:
         self.data = make_data(run.settings, run.seed)
         train = self.data.train
         self.model = make_model(run.settings, train, run.seed)
-        self.model.rnn.rule = training_rule(run)
+        self.rule = training_rule(run)
+        set_rule(self.model, run)
         self.start = self.model.get_parameter(recurrent(self.model)).detach().clone()
-        self.optimizer = make_optimizer(run.settings, self.model, lr)
+        self.noise = LabelNoise(run.settings, train, run.seed)
+        self.updates = UPDATES.get(run.kind, Updates)(run, self.model, train, lr)
         self.quality = GradientQuality()
         self.curvature = CurvatureSchedule(
             run.settings,
@@ -114,7 +111,8 @@ class Training:
         for name in ("lambda1", "lambda1_full"):
             self.log.row[name] = found[name]
         if found["lambda1_full"] is not None and found["rho"] is not None:
-            found["eta_rho_lambda_half"] = self.lr * found["rho"] * found["lambda1_full"] / 2
+            rate = self.log.row["lr"]
+            found["eta_rho_lambda_half"] = rate * found["rho"] * found["lambda1_full"] / 2
         change = self.model.get_parameter(recurrent(self.model)).detach() - self.start
         found["weight_change"] = float(change.double().norm())
         return found
@@ -124,22 +122,21 @@ class Training:
         return at_end or self.iteration % self.settings.eval_every == 0
 
     def _step(self, x: Tensor, target: Tensor) -> None:
-        model, loss_fn = self.model, self.data.train.loss_fn
-        if self.iteration % self.settings.alignment_every == 0:
+        target = self.noise(target)
+        due = self.iteration % self.settings.alignment_every == 0
+        if due and self.run.kind != "gradient-noise":
             with self._clock("alignment"):
-                if isinstance(model.rnn.rule, rules.BPTT):
+                if isinstance(self.rule, rules.BPTT):
                     self.quality.add(dict.fromkeys(self.quality.NAMES, 1.0))  # by definition
                 else:
-                    self.quality.measure(model, loss_fn, (x, target), model.rnn.rule)
+                    batch = (x, target)
+                    self.quality.measure(self.model, self.data.train.loss_fn, batch, self.rule)
                     self.curvature.training_work += ALIGNMENT_COST * x.shape[1]
         with self._clock("steps"):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = loss_fn(model(x), target)
-            if not math.isfinite(float(loss.detach())):
-                raise Diverged
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        self.curvature.training_work += x.shape[1]
+            self.updates(x, target, self.iteration)
+        if due and self.updates.quality is not None:
+            self.quality.add(self.updates.quality)
+        self.curvature.training_work += self.updates.passes * x.shape[1]
 
     def _evaluate(self) -> bool:
         """Add a row to the log; whether the run is at its end."""
@@ -152,6 +149,7 @@ class Training:
             "iteration": self.iteration,
             "train_loss": loss,
             "train_acc": accuracy,
+            "lr": self.updates.rate(max(self.iteration - 1, 0)),
         }
         row.update(self.quality.running)
         crossed = self._crossed(loss)
@@ -243,7 +241,8 @@ def _load(model: Classifier, weights: dict[str, Tensor]) -> None:
 def perform(run: RunConfig, folder: Path, lr: float) -> dict[str, Any]:
     """Train the run in ``folder`` (``log.csv``, ``model.pt``) and return its record, written last.
 
-    ``lr`` is the rate that training uses: the settings' rate, times ρ̄ in arms of kind ``bptt-rho``.
+    ``lr`` is the rate that training uses: the settings' rate, times ρ̄ in arms of kind ``bptt-rho``,
+    over ρ̄ in those of kind ``rescaled``.
     """
     began = time.perf_counter()
     log = RunLog(folder / LOG)

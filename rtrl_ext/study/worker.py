@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .config import RunConfig
+from .config import PAIRED, RunConfig
 from .records import LOCK, RECORD, RUNS, Claim, read_record, write_json
 from .training import make_record, perform
 
@@ -81,11 +81,11 @@ def run_one(folder: str, config: dict[str, Any]) -> str:
 
 
 def learning_rate(run: RunConfig, folder: Path) -> float:
-    """η, or ρ̄ η with the mean ρ of the paired run where the arm says so.
+    """η, or ρ̄ η or η/ρ̄ with the mean ρ of the paired run where the arm says so.
 
     ``ValueError`` if that run is not over or its mean ρ is not positive.
     """
-    if run.kind != "bptt-rho":
+    if run.kind not in PAIRED:
         return run.settings.lr
     record = read_record(folder / RUNS / str(run.paired))
     if record is None or record["status"] not in OVER:
@@ -93,4 +93,4 @@ def learning_rate(run: RunConfig, folder: Path) -> float:
     rho = record["final"].get("rho_mean")
     if rho is None or not rho > 0:
         raise ValueError(f"the paired run {run.paired} has mean rho {rho}, expected a positive one")
-    return run.settings.lr * float(rho)
+    return run.settings.lr * (float(rho) if run.kind == "bptt-rho" else 1 / float(rho))
