@@ -19,7 +19,7 @@ from rtrl_ext.study import config, runner, worker
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.folder import load_study, open_study, status
 from rtrl_ext.study.progress import Display
-from rtrl_ext.study.records import LOCK, RUNS, Claim, read_record
+from rtrl_ext.study.records import COLUMNS, LOCK, RUNS, Claim, read_record
 from rtrl_ext.study.runner import StudyError, run_study
 
 Make = Callable[..., StudyConfig]
@@ -191,7 +191,7 @@ def test_status_shows_how_far_a_run_is(tmp_path: Path, make: Make) -> None:
     place.mkdir()
     claim = Claim(place / LOCK)
     assert claim.take()
-    (place / "log.csv").write_text("header\n20,1.5,0.5,,,,,,,,,\n25,1.4")
+    (place / "log.csv").write_text("header\n20,1.5,0.5" + "," * (len(COLUMNS) - 3) + "\n25,1.4")
     _, state, known = status(tmp_path)[0]
     claim.release()
     assert state == "running" and known == {"iteration": 20.0, "train_loss": 1.5, "train_acc": 0.5}
@@ -406,7 +406,7 @@ def test_log_is_readable_while_the_run_goes_on(tmp_path: Path, make: Make) -> No
     perform(tmp_path, make(["bptt"]))
     with open(next(tmp_path.glob("runs/*/log.csv")), newline="") as stream:
         rows = list(csv.reader(stream))
-    assert {len(row) for row in rows} == {12}
+    assert {len(row) for row in rows} == {len(COLUMNS)}
 
 
 class _Killer:

@@ -1,12 +1,18 @@
 """When the leading eigenvalues are taken along training, and what that may cost."""
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
+from .. import rules
+from .._state import exact_gradients
 from ..curvature import CurvatureOperator, Hessian
 from ..curvature._solver import uninterrupted
+from ..diagnostics.alignment import with_rule
+from ..nn.base import RecurrentBase
 from .config import Settings
 from .network import recurrent
 
@@ -16,6 +22,8 @@ PRODUCT_COST = 3.0
 EVALUATION_COST = 0.3
 #: cost of one measurement of gradient quality per sequence: a forward and two backwards
 ALIGNMENT_COST = 1.7
+#: cost of `CurvatureSchedule.projection` per sequence: two training gradients
+PROJECTION_COST = 2.0
 #: relative residual at which the warm-started Lanczos stops: λ₁ is then right to about one per cent
 TOLERANCE = 0.05
 #: relative residual above which a value that ran out of products is dropped: it would be too low
@@ -52,6 +60,7 @@ class CurvatureSchedule:
         batch: tuple[Tensor, Tensor],
     ) -> None:
         self.settings = settings
+        self._model, self._loss_fn, self._batch = model, loss_fn, batch
         self._operators = (
             {}
             if settings.curvature == "none"
@@ -94,7 +103,36 @@ class CurvatureSchedule:
             return self._power() if self._even(iteration) else {}
         if not (crossed or self._log_spaced(iteration)):
             return {}
-        return self._within_budget(list(self._operators), crossed)
+        reserve = PROJECTION_COST * self._batch[0].shape[1]
+        found = self._within_budget(list(self._operators), crossed, reserve)
+        if "lambda1" in found:
+            self.curvature_work += reserve
+        return found
+
+    def projection(self, rule: "rules.Rule") -> dict[str, float]:
+        """``|<ĝ, v>|/‖ĝ‖`` of the gradient under ``rule`` (``projection``) and of the exact one
+        (``projection_exact``): recurrent block, the batch of curvature, without L2.
+
+        v is the eigenvector of the measurement that was just taken. Zero gradients give none.
+        """
+        v = self.vectors["lambda1"].double()
+        found = {}
+        layers = [m for m in self._model.modules() if isinstance(m, RecurrentBase)]
+        contexts: dict[str, AbstractContextManager[None]] = {"projection_exact": exact_gradients()}
+        if not isinstance(rule, rules.BPTT):
+            contexts["projection"] = with_rule(layers, rule)
+        weight = self._model.get_parameter(recurrent(self._model))
+        for name, context in contexts.items():
+            with context:
+                loss = self._loss_fn(self._model(self._batch[0]), self._batch[1])
+                (g,) = torch.autograd.grad(loss, [weight])
+            g = g.reshape(-1).double()
+            share = float((g @ v).abs() / (g.norm() * v.norm()))
+            if math.isfinite(share):
+                found[name] = share
+        if isinstance(rule, rules.BPTT) and found:
+            found["projection"] = found["projection_exact"]
+        return found
 
     def above(self, names: list[str]) -> dict[str, float]:
         """The named measures at the network's present weights, the last above a level, as far as
@@ -102,13 +140,16 @@ class CurvatureSchedule:
         """
         return self._within_budget(names, True) if self.settings.curvature == "lanczos" else {}
 
-    def _within_budget(self, names: list[str], at_level: bool) -> dict[str, float]:
+    def _within_budget(
+        self, names: list[str], at_level: bool, reserve: float = 0.0
+    ) -> dict[str, float]:
         found: dict[str, float] = {}
         accepted = TOLERANCE if at_level else ACCEPTED
         for name in names:
             # the rest of the budget is kept for the levels to come
             share = 1.0 if at_level and name == "lambda1" else 0.7
-            room = share * self.settings.curvature_budget * self.training_work - self.curvature_work
+            room = share * self.settings.curvature_budget * self.training_work
+            room -= self.curvature_work + reserve
             most = self.settings.curvature_products
             products = min(int(room / self._product_work), most)
             if products >= (min(FEWEST_AT_LEVEL, most) if at_level else FEWEST):
@@ -140,6 +181,7 @@ class CurvatureSchedule:
 
     def _power(self) -> dict[str, float]:
         found = uninterrupted(self._operators["lambda1"].power_iteration(max_iter=500))
+        self.vectors["lambda1"] = found.vector
         return {"lambda1": found.value}
 
     def _log_spaced(self, iteration: int) -> bool:

@@ -170,7 +170,7 @@ def make_network(
         if settings.rank is not None:
             _cut_rank(weight, settings.rank)
         if settings.gain != 1:
-            weight *= settings.gain
+            weight.mul_(settings.gain)
         if settings.dale:
             dale(rnn, settings.dale)
     return model

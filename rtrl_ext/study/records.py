@@ -19,6 +19,7 @@ COLUMNS = (
 RECORD = "record.json"
 LOG = "log.csv"
 MODEL = "model.pt"
+DENSITY = "density.csv"
 LOCK = "lock"
 STUDY = "study.json"
 RUNS = "runs"

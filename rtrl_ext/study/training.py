@@ -1,5 +1,6 @@
 """Training one network, with everything that is measured along the way."""
 
+import copy
 import io
 import math
 import time
@@ -13,18 +14,22 @@ import torch
 from torch import Tensor
 
 from .. import rules
+from ..curvature import SpectralDensity
 from .config import LEVELS, RunConfig, package_versions
 from .curvature_schedule import ALIGNMENT_COST, EVALUATION_COST, CurvatureSchedule
-from .measures import (
-    GradientQuality,
-    evaluate,
+from .final import (
+    density_csv,
+    density_quantiles,
     final_curvature,
+    final_density,
     final_sharpness,
     final_shifts,
 )
+from .geometry import largest_exponent, turned
+from .measures import GradientQuality, evaluate
 from .network import Classifier, make_data, make_model, recurrent, training_rule
 from .online import OnlineUpdates, set_rule
-from .records import LOG, MODEL, RECORD, RunLog, write_atomic, write_json
+from .records import DENSITY, LOG, MODEL, RECORD, RunLog, write_atomic, write_json
 from .updates import Diverged, LabelNoise, NoisyUpdates, Updates
 
 ORDER_SEED = 1_000_003  # batch order and initialisation draw from different generators
@@ -32,7 +37,8 @@ FINAL = (
     "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
     "lambda1", "lambda1_l2", "lambda1_full", "lambda1_heldout", "lambda1_w2", "trace",
     "trace_stderr", "rho", "cosine", "norm_ratio", "eta_rho_lambda_half", "weight_change",
-    "sharpness_mean", "sharpness_stderr", "sharpness_max",
+    "sharpness_mean", "sharpness_stderr", "sharpness_max", "representation_alignment",
+    "kernel_alignment", "lyapunov_start", "lyapunov",
 )  # fmt: skip
 
 
@@ -55,7 +61,8 @@ class Training:
         self.model = make_model(run.settings, train, run.seed)
         self.rule = training_rule(run)
         set_rule(self.model, run)
-        self.start = self.model.get_parameter(recurrent(self.model)).detach().clone()
+        self.start = copy.deepcopy(self.model)
+        self.density: SpectralDensity | None = None
         self.noise = LabelNoise(run.settings, train, run.seed)
         self.updates = UPDATES.get(run.kind, Updates)(run, self.model, train, lr)
         self.quality = GradientQuality()
@@ -96,6 +103,7 @@ class Training:
         found.update({f"{name}_mean": value for name, value in self.quality.mean.items()})
         with self._clock("final"):
             self._late_curvature()
+            found["lyapunov_start"] = largest_exponent(self.start, self.data, self.settings)
         if self.status != "finished":
             return found
         found.update({k: v for k, v in self.log.row.items() if k in FINAL and v is not None})
@@ -108,13 +116,17 @@ class Training:
             )
             found.update(final_sharpness(self.model, self.data, self.settings))
             found.update(final_shifts(self.model, self.settings, self.run.seed))
+            found.update(turned(self.model, self.start, self.data, self.settings))
+            found["lyapunov"] = largest_exponent(self.model, self.data, self.settings)
+            self.density = final_density(self.model, self.data, self.settings)
+            found.update(density_quantiles(self.density))
         for name in ("lambda1", "lambda1_full"):
             self.log.row[name] = found[name]
         if found["lambda1_full"] is not None and found["rho"] is not None:
             rate = self.log.row["lr"]
             found["eta_rho_lambda_half"] = rate * found["rho"] * found["lambda1_full"] / 2
-        change = self.model.get_parameter(recurrent(self.model)).detach() - self.start
-        found["weight_change"] = float(change.double().norm())
+        now, before = (m.get_parameter(recurrent(m)).detach() for m in (self.model, self.start))
+        found["weight_change"] = float((now - before).double().norm())
         return found
 
     def _evaluation_due(self) -> bool:
@@ -163,13 +175,21 @@ class Training:
         if self.iteration == 0:
             with self._clock("initial"):
                 row.update(self.curvature.initial())
+                self._project(row)
         elif not stop:  # the final measures fill the last row
             with self._clock("curvature"):
                 row.update(self.curvature.measure(self.iteration, crossed))
+                self._project(row)
         self._previous = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         if crossed and not stop:
             self._keep(row, self._previous)
         return stop
+
+    def _project(self, row: dict[str, Any]) -> None:
+        """The share of the gradient along the eigenvector that was just taken, if one was."""
+        if "lambda1" in row:
+            mean = rules.BPTT() if self.run.kind == "gradient-noise" else self.rule
+            row.update(self.curvature.projection(mean))
 
     def _measure_above(self, weights: dict[str, Tensor]) -> None:
         """Complete the newest row, which was the last above a level: what a run has at the level is
@@ -255,6 +275,8 @@ def perform(run: RunConfig, folder: Path, lr: float) -> dict[str, Any]:
     buffer = io.BytesIO()
     torch.save({"config": run.to_dict(), "model": training.model.state_dict()}, buffer)
     write_atomic(folder / MODEL, buffer.getvalue())
+    if training.density is not None:
+        write_atomic(folder / DENSITY, density_csv(training.density))
     record = make_record(run, training.status, final, lr)
     record["timing"] = {name: round(value, 4) for name, value in training.seconds.items()}
     record["seconds"] = round(time.perf_counter() - began, 3)

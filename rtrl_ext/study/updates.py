@@ -35,11 +35,11 @@ class LabelNoise:
         """The target that a batch is trained on; the same one without label noise."""
         if not self._level:
             return target
-        draw = {"generator": self._generator}
+        g = self._generator
         if target.is_floating_point():
-            return target + self._level * torch.randn(target.shape, dtype=target.dtype, **draw)
-        wrong = torch.rand(target.shape, **draw) < self._level
-        random = torch.randint(self._classes, target.shape, dtype=target.dtype, **draw)
+            return target + self._level * torch.randn(target.shape, generator=g, dtype=target.dtype)
+        wrong = torch.rand(target.shape, generator=g) < self._level
+        random = torch.randint(self._classes, target.shape, generator=g, dtype=target.dtype)
         return torch.where(wrong, random, target)
 
 
