@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..curvature import Hessian, SpectralDensity, perturbation_sharpness, spectral_density
 from ..curvature._solver import uninterrupted
-from .config import SettingError, Settings
+from .config import RunConfig, SettingError, Settings
+from .geometry import largest_exponent, turned
 from .measures import evaluate
-from .network import Data, make_set, other_shifts, recurrent
+from .network import Classifier, Data, make_set, other_shifts, recurrent
 
 TRACE_SEED = 0
 SHARPNESS_SEED = 0
@@ -18,6 +20,38 @@ DENSITY_SEED = 0
 DENSITY_STEPS = 80
 #: shares of the spectrum, in per cent, below the eigenvalues that a record holds
 QUANTILES = (1, 10, 50, 90, 99)
+
+FINAL = (
+    "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
+    "lambda1", "lambda1_l2", "lambda1_full", "lambda1_heldout", "lambda1_w2", "trace",
+    "trace_stderr", "rho", "cosine", "norm_ratio", "eta_rho_lambda_half", "weight_change",
+    "sharpness_mean", "sharpness_stderr", "sharpness_max", "representation_alignment",
+    "kernel_alignment", "lyapunov_start", "lyapunov",
+)  # fmt: skip
+
+
+def final_measures(
+    model: Classifier,
+    start: Classifier,
+    data: Data,
+    run: RunConfig,
+    vectors: Mapping[str, Tensor],
+) -> tuple[dict[str, Any], SpectralDensity | None]:
+    """What a run's record holds of its network at the end, and the spectral density if it is asked
+    for. ``vectors`` are eigenvectors to start from.
+    """
+    one = run.settings
+    density = final_density(model, data, one)
+    now, before = (m.get_parameter(recurrent(m)).detach() for m in (model, start))
+    return {
+        **final_curvature(model, data, one, vectors),
+        **final_sharpness(model, data, one),
+        **final_shifts(model, one, run.seed),
+        "weight_change": float((now - before).double().norm()),
+        **turned(model, start, data, one),
+        "lyapunov": largest_exponent(model, data, one),
+        **density_quantiles(density),
+    }, density
 
 
 def final_curvature(

@@ -17,31 +17,15 @@ from .. import rules
 from ..curvature import SpectralDensity
 from .config import LEVELS, RunConfig, package_versions
 from .curvature_schedule import ALIGNMENT_COST, EVALUATION_COST, CurvatureSchedule
-from .final import (
-    density_csv,
-    density_quantiles,
-    final_curvature,
-    final_density,
-    final_sharpness,
-    final_shifts,
-)
-from .geometry import largest_exponent, turned
+from .final import FINAL, density_csv, final_measures
+from .geometry import largest_exponent
 from .measures import GradientQuality, evaluate
-from .network import Classifier, make_data, make_model, recurrent, training_rule
+from .network import Classifier, make_data, make_model, training_rule
 from .online import OnlineUpdates, set_rule
 from .records import DENSITY, LOG, MODEL, RECORD, RunLog, write_atomic, write_json
 from .updates import Diverged, LabelNoise, NoisyUpdates, Updates
 
 ORDER_SEED = 1_000_003  # batch order and initialisation draw from different generators
-FINAL = (
-    "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
-    "lambda1", "lambda1_l2", "lambda1_full", "lambda1_heldout", "lambda1_w2", "trace",
-    "trace_stderr", "rho", "cosine", "norm_ratio", "eta_rho_lambda_half", "weight_change",
-    "sharpness_mean", "sharpness_stderr", "sharpness_max", "representation_alignment",
-    "kernel_alignment", "lyapunov_start", "lyapunov",
-)  # fmt: skip
-
-
 #: how an arm of a kind makes its updates, where it is not by its rule's gradient alone
 UPDATES: dict[str, type[Updates]] = {"gradient-noise": NoisyUpdates, "online": OnlineUpdates}
 
@@ -111,22 +95,15 @@ class Training:
             if "test_loss" not in self.log.row:
                 self._test(self.log.row)
             found.update({k: self.log.row[k] for k in self.log.row if k.startswith(("test", "sh"))})
-            found.update(
-                final_curvature(self.model, self.data, self.settings, self.curvature.vectors)
+            measured, self.density = final_measures(
+                self.model, self.start, self.data, self.run, self.curvature.vectors
             )
-            found.update(final_sharpness(self.model, self.data, self.settings))
-            found.update(final_shifts(self.model, self.settings, self.run.seed))
-            found.update(turned(self.model, self.start, self.data, self.settings))
-            found["lyapunov"] = largest_exponent(self.model, self.data, self.settings)
-            self.density = final_density(self.model, self.data, self.settings)
-            found.update(density_quantiles(self.density))
+            found.update(measured)
         for name in ("lambda1", "lambda1_full"):
             self.log.row[name] = found[name]
         if found["lambda1_full"] is not None and found["rho"] is not None:
             rate = self.log.row["lr"]
             found["eta_rho_lambda_half"] = rate * found["rho"] * found["lambda1_full"] / 2
-        now, before = (m.get_parameter(recurrent(m)).detach() for m in (self.model, self.start))
-        found["weight_change"] = float((now - before).double().norm())
         return found
 
     def _evaluation_due(self) -> bool:
