@@ -250,3 +250,21 @@ def test_remedies_of_a_study(make: Callable[..., StudyConfig]) -> None:
     assert clipped.settings.clip_norm == 1.0 and clipped.kind == "rescaled"
     with pytest.raises(ValueError, match="'rescaled' takes its rate from the arm 'rule'"):
         make(["eprop"], arms="rescaled")
+
+
+def test_every_remedy_trains_in_its_own_way(
+    make: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    study = make(["eprop"], arms="remedies,online", curvature="none", iterations=10, lr=0.1)
+    losses = {}
+    for run in study.runs():
+        lr = 0.2 if run.kind == "rescaled" else 0.1
+        losses[run.arm] = go(run, tmp_path / run.arm, lr)[-1]["train_loss"]
+    assert len(losses) == 10
+    # clipping at 1 has nothing to do here; two per cent of ten iterations are none; one update of a
+    # loss at the last step is that of sequence mode
+    groups = [{"rescaled", "rescaled-clip"}, {"rule", "early-10x-0.02", "online"}]
+    for a, first in losses.items():
+        for b, second in losses.items():
+            alike = a == b or any({a, b} <= group for group in groups)
+            assert (abs(first - second) < 1e-5) == alike, (a, b)
