@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rtrl_ext import rules
+from rtrl_ext import cli, rules
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.config import RunConfig, rule_spec, settings
 from rtrl_ext.study.network import Classifier, make_data, make_model, training_rule
@@ -162,3 +162,26 @@ def test_rule_of_spiking_networks_is_filtered_as_the_readout() -> None:
     set_rule(model, run)
     assert isinstance(model.rnn.rule, rules.EProp)
     assert model.rnn.rule.readout_decay == pytest.approx(math.exp(-10 / 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "rule,online", "--task", "evidence", "--rules", "bptt,snap1"],
+         "--rules: 'snap1' in the arm 'online'"),
+        (["--arms", "online", "--rules", "eprop", "--sam-rho", "0.1"], "--sam-rho: got 0.1 in"),
+        (["--arms", "rank", "--rules", "eprop", "--task", "delayed-xor"],
+         "--arms: rank: 'rank=1': rank: got 1 with dale 0.8"),
+        (["--arms", "rescaled", "--rules", "eprop"], "--arms: 'rescaled' takes its rate"),
+        (["--rules", "eprop", "--lr-factor", "3"], "--lr-factor: got 3.0 with lr_fraction 0.0"),
+        (["--rules", "eprop", "--rank", "500"], "--rank: got 500, expected at most hidden_size"),
+        (["--rules", "eprop", "--clip-norm", "0"], "--clip-norm: got 0"),
+    ],
+)  # fmt: skip
+def test_command_line_refuses_before_a_folder_is_made(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    assert cli.main(["study", "run", "--out", str(out), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
