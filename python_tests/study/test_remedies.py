@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rtrl_ext import rules
+from rtrl_ext._state import exact_enabled
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.config import RunConfig, rule_spec, settings
 from rtrl_ext.study.folder import open_study
 from rtrl_ext.study.network import Classifier, make_data, make_model
 from rtrl_ext.study.records import read_record
 from rtrl_ext.study.training import perform
-from rtrl_ext.study.updates import LabelNoise, NoisyUpdates
+from rtrl_ext.study.updates import LabelNoise, NoisyUpdates, Updates
 from rtrl_ext.study.worker import run_one
 
 Gradient = Callable[[Classifier, Tensor, Tensor], list[Tensor]]
@@ -268,3 +269,34 @@ def test_every_remedy_trains_in_its_own_way(
         for b, second in losses.items():
             alike = a == b or any({a, b} <= group for group in groups)
             assert (abs(first - second) < 1e-5) == alike, (a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("gradient-noise", {}), ("online", {}), ("rule", {"sam_rho": 1e3}), ("rescaled", {})],
+)
+def test_diverged_remedies_are_outcomes(
+    small: dict[str, Any], tmp_path: Path, kind: str, more: dict[str, Any]
+) -> None:
+    run = config(small, "eprop", kind, lr=1e9, nonlinearity="identity", **more)
+    record = perform(run, tmp_path, run.settings.lr)
+    assert record["status"] == "diverged" and record["final"]["kernel_alignment"] is None
+    assert record["final"]["lyapunov_start"] is not None
+
+
+def test_infinite_gradients_end_a_run_as_diverged(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both signs, while the loss is finite: an exception would make the run a failed one."""
+    plain = Updates._gradient
+
+    def infinite(self: Updates, x: Tensor, target: Tensor) -> None:
+        plain(self, x, target)
+        weight, bias = self.model.readout.weight, self.model.readout.bias
+        assert weight.grad is not None and bias.grad is not None
+        weight.grad.fill_(math.inf)
+        bias.grad.fill_(math.inf if exact_enabled() else -math.inf)
+
+    monkeypatch.setattr(Updates, "_gradient", infinite)
+    run = config(small, "eprop", "gradient-noise")
+    assert perform(run, tmp_path, run.settings.lr)["status"] == "diverged"
