@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtrl_ext import rules
 from rtrl_ext._state import exact_enabled
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.config import RunConfig, rule_spec, settings
@@ -67,9 +66,9 @@ def sgd(model: Classifier, grads: list[Tensor], lr: float, l2: float = 1e-4) -> 
 
 
 def same(folder: Path, model: Classifier, rel: float = 1e-4) -> None:
-    start_free = weights(folder)
-    for name, p in model.named_parameters():
-        difference = float((start_free[name] - p.detach()).norm())
+    for name, value in weights(folder).items():
+        p = model.get_parameter(name)
+        difference = float((value - p.detach()).norm())
         assert difference <= rel * max(float(p.detach().norm()), 1e-3), name
 
 
@@ -176,7 +175,7 @@ def test_gradient_noise_has_the_norm_of_the_rules_error_and_any_direction(
     rho = float(rule_gradient @ g / (g @ g))
     norm = float((rule_gradient - rho * g).norm())
     updates = NoisyUpdates(run, model, train, 0.1)
-    noises = []
+    noises: list[Tensor] = []
     for _ in range(300):
         updates._gradient(x, target)
         noises.append(flat([p.grad for p in model.parameters() if p.grad is not None]) - g)
@@ -193,7 +192,6 @@ def test_gradient_noise_has_the_norm_of_the_rules_error_and_any_direction(
         assert float(share) * size == pytest.approx(1.0, abs=0.35)
     variance = z.square().mean(0) * size
     assert 0.85 < float(variance[: size // 2].mean() / variance[size // 2 :].mean()) < 1.15
-    assert isinstance(model.rnn.rule, rules.EProp)
 
 
 def test_gradient_noise_run_by_hand(small: dict[str, Any], tmp_path: Path) -> None:
@@ -247,8 +245,7 @@ def test_remedies_of_a_study(make: Callable[..., StudyConfig]) -> None:
     ])  # fmt: skip
     own = [r for r in study.runs() if r.rule == "bptt"]
     assert {r.kind for r in own} == {"rule"} and len(own) == 6
-    clipped = next(r for r in study.runs() if r.arm == "rescaled-clip")
-    assert clipped.settings.clip_norm == 1.0 and clipped.kind == "rescaled"
+    assert [r.settings.clip_norm for r in study.runs() if r.arm == "rescaled-clip"] == [1.0]
     with pytest.raises(ValueError, match="'rescaled' takes its rate from the arm 'rule'"):
         make(["eprop"], arms="rescaled")
 
