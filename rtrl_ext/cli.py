@@ -23,6 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
+    from ._commands.curvature_options import add_curvature
     from ._commands.options import add_presets, add_settings, whole
 
     threads = whole(1, MOST_THREADS)
@@ -49,25 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run_command=("train", "train"))
 
     command = commands.add_parser(
-        "curvature", help="Hessian of a saved run's loss", description=_CURVATURE
+        "curvature", help="curvature of a saved run's loss", description=_CURVATURE
     )
-    command.add_argument("run", metavar="RUN", help="folder of a run (of 'train' or of a study)")
-    command.add_argument("--k", type=whole(1), default=1, help="number of eigenvalues (default: 1)")
-    command.add_argument("--which", choices=("LM", "LA", "SA"), default="LM")
-    command.add_argument("--power", action="store_true", help="by the paper's power iteration")
-    command.add_argument("--params", choices=("recurrent", "all"), default="recurrent")
-    command.add_argument("--heldout", action="store_true", help="on test instead of training data")
-    command.add_argument("--batch", type=whole(1), help="sequences (default: 256, or all if fewer)")
-    command.add_argument(
-        "--trace-products", type=whole(2, besides=0), default=0, metavar="N",
-        help="also the trace, by N probes",
-    )  # fmt: skip
-    command.add_argument(
-        "--seed", type=whole(0, 2**63 - 1), default=0, help="of the trace's probes"
-    )
-    command.add_argument("--threads", type=threads, default=1, help="default: 1")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run_command=("train", "curvature"))
+    add_curvature(command, threads)
 
     command = commands.add_parser("study", help="many runs, their records and their report")
     parts = command.add_subparsers(dest="part", metavar="COMMAND", required=True)
@@ -134,7 +119,10 @@ _TRAIN = (
     "Trains one network and leaves record.json, log.csv and model.pt in a folder. "
     "The same command on the same folder shows the result that is there."
 )
-_CURVATURE = "Eigenvalues and trace of the Hessian of a saved run's true loss, without the L2 term."
+_CURVATURE = (
+    "Eigenvalues, trace, density of the spectrum and landscape of a saved run's true loss, without "
+    "the L2 term."
+)
 _THEOREM = (
     "The step size at which training by a rule becomes unstable at an interpolating minimum of a "
     "small relu network: predicted from the spectrum of the rule's gradient field and by "

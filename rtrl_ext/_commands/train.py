@@ -1,22 +1,18 @@
-"""``rtrl-ext train`` and ``rtrl-ext curvature``: one network."""
+"""``rtrl-ext train``: one network."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..curvature import Hessian
 from ..study.config import RunConfig, SettingError, rule_spec, settings, versions
 from ..study.folder import differences
-from ..study.network import make_data, make_model, recurrent
+from ..study.network import make_data
 from ..study.progress import describe, label
 from ..study.records import (
     LOCK,
-    LOG,
-    MODEL,
     RECORD,
     Claim,
     read_json,
@@ -25,7 +21,7 @@ from ..study.records import (
     write_json,
 )
 from ..study.training import perform
-from .options import UsageError, preset_of, setting_overrides, usage_error
+from .options import preset_of, setting_overrides, usage_error
 
 IDENTITY = "run.json"
 
@@ -62,7 +58,7 @@ def train(arguments: argparse.Namespace) -> int:
     finally:
         claim.release()
     print(f"{label(run)}: {describe(record['status'], record)}")
-    _print_table({k: v for k, v in record["final"].items() if v is not None})
+    print_table({k: v for k, v in record["final"].items() if v is not None})
     print(f"record: {folder / RECORD}")
     return 0
 
@@ -88,66 +84,8 @@ def _claim(folder: Path, run: RunConfig) -> Claim:
     return claim
 
 
-def curvature(arguments: argparse.Namespace) -> int:
-    """Measure the Hessian of a saved run's true loss."""
-    folder = Path(arguments.run)
-    if folder.is_file() and folder.name in (MODEL, RECORD, LOG):
-        folder = folder.parent
-    if not (folder / MODEL).is_file():
-        raise FileNotFoundError(f"{folder}: holds no saved run ({MODEL} is missing)")
-    saved = _load(folder / MODEL)
-    run = RunConfig.from_dict(saved["config"])
-    if run.settings.cell == "alif":
-        raise ValueError(f"{folder}: a run of spiking units, which have no second derivatives")
-    data = make_data(run.settings, run.seed)
-    model = make_model(run.settings, data.train, run.seed)
-    model.load_state_dict(saved["model"])
-    part = data.test if arguments.heldout else data.train
-    batch = min(256, len(part)) if arguments.batch is None else arguments.batch
-    if not 1 <= batch <= len(part):
-        raise UsageError(f"--batch: got {batch}, expected 1 to {len(part)}")
-    torch.set_num_threads(arguments.threads)
-    hessian = Hessian(
-        model, part.loss_fn, part.batch(slice(0, batch)),
-        params=None if arguments.params == "all" else [recurrent(model)],
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
-    result: dict[str, Any] = {
-        "run": run.run_id,
-        "parameters": arguments.params,
-        "split": "test" if arguments.heldout else "train",
-        "sequences": batch,
-    }
-    if arguments.power:
-        power = hessian.power_iteration()
-        cut = power.interrupted
-        result.update(
-            eigenvalues=[power.value], norm=power.norm, iterations=power.iterations,
-            converged=power.converged,
-        )  # fmt: skip
-    else:
-        if not 1 <= arguments.k <= hessian.shape[0]:
-            raise UsageError(f"--k: got {arguments.k}, expected 1 to {hessian.shape[0]}")
-        found = hessian.eigsh(k=arguments.k, which=arguments.which)
-        cut = found.interrupted
-        result.update(
-            eigenvalues=found.values.tolist(), residual_norms=found.residual_norms.tolist(),
-            products=found.num_products, converged=found.converged,
-        )  # fmt: skip
-    if arguments.trace_products and not cut:
-        trace = hessian.trace(
-            method="hutchinson", num_products=arguments.trace_products, seed=arguments.seed
-        )
-        cut = trace.interrupted
-        result.update(trace=trace.value, trace_stderr=trace.stderr)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-    else:
-        _print_table(result)
-    return 1 if cut else 0
-
-
-def _load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A saved run's model.pt; ``ValueError`` or ``OSError``, in one line, if it is none."""
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
@@ -159,7 +97,8 @@ def _load(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _print_table(values: dict[str, Any]) -> None:
+def print_table(values: dict[str, Any]) -> None:
+    """One line for each value, with its name."""
     width = max(map(len, values), default=0)
     for name, value in values.items():
         if isinstance(value, list):

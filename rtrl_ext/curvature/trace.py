@@ -19,7 +19,8 @@ from ._solver import (
 )
 from ._xtrace import estimates, standard_error
 
-METHODS = ("hutch++", "hutchinson", "xtrace")
+LEAST = {"hutch++": 6, "hutchinson": 2, "xtrace": 4}  # products
+METHODS = tuple(LEAST)
 _calls = itertools.count()
 
 
@@ -51,7 +52,7 @@ def trace(
     """
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}[method]
+    least = LEAST[method]
     check_count("num_products", num_products, 1)
     if num_products < least:
         raise ValueError(
