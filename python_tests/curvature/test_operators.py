@@ -438,38 +438,32 @@ def test_passes_are_kept_within_the_memory(tools, cls):
     calls = []
     p.net.register_forward_pre_hook(lambda m, a: calls.append(a[0].shape[1]))
     v = torch.randn(cls(p.net, p.loss_fn, p.data).shape[0], 4, dtype=torch.float64)
+    options = {"batch_size": 2, "target_batch_dim": 1}
     found = {}
-    # default: all three batches; 0: none
-    for memory, passes in ((None, 3), (0, 12)):
-        op = cls(p.net, p.loss_fn, p.data, batch_size=2, target_batch_dim=1, memory=memory)
-        calls.clear()
+
+    def products(op):
         with op.at_fixed_point():
-            found[memory] = torch.stack([op @ v[:, i] for i in range(4)], 1)
-            kept = op._route._kept.bytes
-        assert len(calls) == passes and (kept > 0) == (memory is None)
-    part = cls(
-        p.net, p.loss_fn, p.data, batch_size=2, target_batch_dim=1, memory=2 * kept_of(op, p)
-    )
-    calls.clear()
-    with part.at_fixed_point():
-        some = torch.stack([part @ v[:, i] for i in range(4)], 1)
-        assert part._route._kept.bytes <= part.memory
-    assert len(calls) == 2 + 4  # two batches once, the third in every product
+            calls.clear()
+            result = torch.stack([op @ v[:, i] for i in range(4)], 1)
+            return result, len(calls), op._route._kept.bytes
+
+    found[None], passes, kept = products(cls(p.net, p.loss_fn, p.data, **options))
+    assert passes == 3 and kept > 0  # all three batches
+    work = cls(p.net, p.loss_fn, p.data, **options, memory=2**30)
+    products(work)
+    work = math.ceil(work._budget._worst)  # what the product of one batch takes
+    for graphs, expected in ((0, 12), (1, 9), (2, 6), (3, 3)):  # beside it
+        memory = work + graphs * kept // 3
+        op = cls(p.net, p.loss_fn, p.data, **options, memory=memory)
+        found[graphs], passes, held = products(op)
+        assert passes == expected and held <= memory - work
     whole = cls(p.net, p.loss_fn, p.data) @ v
-    for result in (*found.values(), some):
+    for result in found.values():
         assert close(result, whole, 1e-12)
     with pytest.raises(ValueError, match="memory: got -1"):
         cls(p.net, p.loss_fn, p.data, memory=-1)
     with pytest.raises(TypeError, match="memory: got float"):
         cls(p.net, p.loss_fn, p.data, memory=1e9)
-
-
-def kept_of(op, p):
-    """Bytes that one of the three batches' graphs holds."""
-    one = type(op)(p.net, p.loss_fn, (p.x[:, :2], p.target[:, :2]))
-    with one.at_fixed_point():
-        one @ torch.ones(one.shape[0], dtype=torch.float64)
-        return one._route._kept.bytes
 
 
 def test_kept_passes_are_freed(tools):

@@ -1,8 +1,8 @@
 """Data of the operators: one pair or an iterable of pairs, split into batches and weighted."""
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class Batches:
     Args:
         data: ``(x, target)`` or an iterable of such pairs. An iterator or a generator is read once
             and kept. Other iterables (a ``DataLoader``) are read again in every pass, under the
-            same random state.
+            random state of the first.
         batch_size: split every pair into pieces of this many sequences (None: don't split).
         batch_dim: dimension of ``x`` that counts the sequences.
         target_batch_dim: the same of the target; None means ``batch_dim`` if that dimension has the
@@ -58,18 +58,22 @@ class Batches:
             None if target_batch_dim is None else _index(target_batch_dim, "target_batch_dim")
         )
         self.num_terms = num_terms
+        self.limit: Callable[[int, Any, Any], int | None] | None = None
+        """``limit(number of the pair, x, target)``: sequences in a piece, None: as given."""
         self._pairs = self._source(data)
         self._count: int | None = None  # pairs in a pass
+        self._target_dims: dict[int, int] = {}  # by rank, from a batch in which it is clear
+        self._drawn_from: Tensor | None = None  # random state at the first pass
         if isinstance(self._pairs, list):
             for pair in self._pairs:  # refuse now what no product could use
-                for _ in self._split(pair):
+                for _ in self._split(pair, self.batch_size):
                     pass
 
     @staticmethod
     def _source(data: Any) -> Iterable[Any]:
         if is_pair(data):
             return [tuple(data)]
-        if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
             raise TypeError(
                 f"data: got {type(data).__name__}, expected (x, target) or an iterable of such "
                 "pairs"
@@ -82,11 +86,14 @@ class Batches:
         return data
 
     def __iter__(self) -> Iterator[Pair]:
-        count = 0
-        with _replayed(self._pairs):
-            for pair in self._pairs:
-                count += 1
-                yield from self._split(_check_pair(pair))
+        count = pieces = 0
+        for pair in self._replayed():
+            whole = _check_pair(pair)
+            count += 1
+            for piece in self._split(whole, self.batch_size):
+                most = None if self.limit is None else self.limit(pieces, *piece)
+                pieces += 1
+                yield from self._split(piece, most)
         if self._count not in (None, count):
             raise ValueError(
                 f"data: the iterable gave {self._count} batches in the first pass and {count} now; "
@@ -95,6 +102,34 @@ class Batches:
         if count == 0:
             raise ValueError("data: the iterable gave no batch, expected at least one (x, target)")
         self._count = count
+
+    def _replayed(self) -> Iterator[Any]:
+        """The pairs; what a loader draws from torch's default generator, or from its own, is the
+        same in every pass and leaves no trace."""
+        if isinstance(self._pairs, list):
+            yield from self._pairs
+            return
+        own = _own_generators(self._pairs)
+        states = [g.get_state() for g in own]
+        if self._drawn_from is None:
+            self._drawn_from = torch.get_rng_state()
+        drawn, pairs = self._drawn_from, None
+        try:
+            while True:
+                outside = torch.get_rng_state()
+                torch.set_rng_state(drawn)
+                try:
+                    pairs = iter(self._pairs) if pairs is None else pairs
+                    pair = next(pairs)
+                except StopIteration:
+                    return
+                finally:
+                    drawn = torch.get_rng_state()
+                    torch.set_rng_state(outside)
+                yield pair
+        finally:
+            for g, state in zip(own, states, strict=True):
+                g.set_state(state)
 
     @property
     def single(self) -> bool:
@@ -115,23 +150,26 @@ class Batches:
                 )
             return float(sum(t.numel() for t in leaves))
         terms = self.num_terms(target)
-        value = float(terms.item() if isinstance(terms, Tensor) else terms)
-        if not value >= 0:
-            raise ValueError(f"num_terms: returned {value}, expected a number >= 0")
+        try:
+            value = float(terms)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"num_terms: returned {type(terms).__name__}, expected a number"
+            ) from None
+        if not 0 <= value < math.inf:
+            raise ValueError(f"num_terms: returned {value}, expected a finite number >= 0")
         return value
 
-    def _split(self, pair: Pair) -> Iterator[Pair]:
+    def _split(self, pair: Pair, most: int | None) -> Iterator[Pair]:
         x, target = pair
-        if self.batch_size is None:
+        if most is None:
             yield pair
             return
         count, xdim, tdim = self.dims(x, target)
-        if count <= self.batch_size:
+        if count <= most:
             yield pair
             return
-        yield from zip(
-            x.split(self.batch_size, xdim), target.split(self.batch_size, tdim), strict=True
-        )
+        yield from zip(x.split(most, xdim), target.split(most, tdim), strict=True)
 
     def dims(self, x: Any, target: Any) -> tuple[int, int, int]:
         """Number of sequences, and the dimensions of ``x`` and ``target`` that count them."""
@@ -159,9 +197,15 @@ class Batches:
                     f"and the batch {count} sequences"
                 )
             return dim
-        return batch_dim_of(
+        known = self._target_dims.get(target.dim())  # a piece may have as many sequences as steps
+        if known is not None and target.shape[known] == count:
+            return known
+        dim = batch_dim_of(
             target, self.batch_dim, count, "target", "say which counts them: target_batch_dim="
         )
+        if count > 1:
+            self._target_dims[target.dim()] = dim
+        return dim
 
 
 def batch_dim_of(t: Tensor, batch_dim: int, count: int, name: str, remedy: str) -> int:
@@ -187,8 +231,11 @@ def batch_dim_of(t: Tensor, batch_dim: int, count: int, name: str, remedy: str) 
 def _check_pair(pair: Any) -> Pair:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         size = f" of length {len(pair)}" if isinstance(pair, tuple | list) else ""
+        remedy = (
+            "; pick them: ((b['x'], b['y']) for b in data)" if isinstance(pair, Mapping) else ""
+        )
         raise TypeError(
-            f"data: got an entry of type {type(pair).__name__}{size}, expected (x, target)"
+            f"data: got an entry of type {type(pair).__name__}{size}, expected (x, target){remedy}"
         )
     return pair[0], pair[1]
 
@@ -200,20 +247,10 @@ def _index(value: Any, name: str) -> int:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an integer") from None
 
 
-@contextmanager
-def _replayed(source: Any) -> Iterator[None]:
-    """A loader's own generator is put back, so that the next pass sees the same batches."""
-    own = [
-        g
-        for g in (
-            getattr(source, "generator", None),
-            getattr(getattr(source, "sampler", None), "generator", None),
-        )
-        if isinstance(g, torch.Generator)
-    ]
-    states = [g.get_state() for g in own]
-    try:
-        yield
-    finally:
-        for g, s in zip(own, states, strict=True):
-            g.set_state(s)
+def _own_generators(source: Any) -> list[torch.Generator]:
+    """Those of a loader and of its sampler."""
+    found = (
+        getattr(source, "generator", None),
+        getattr(getattr(source, "sampler", None), "generator", None),
+    )
+    return [g for g in found if isinstance(g, torch.Generator)]

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from . import _products as products
+from ._budget import Budget, check_memory
 from ._data import Batches
 from ._diagnosis import depends, name_not_finite
 from ._distributed import agreed, all_reduced
 from ._estimators import Estimators
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
-from ._progress import Progress
 from ._routes import Route
-from ._solver import PIECE
 
 MEMORY = 2**30  # bytes, for kept passes of several batches
 
@@ -48,9 +47,11 @@ class CurvatureOperator(Estimators):
             default ``target.numel()``. Give it where targets are padded or ignored.
         target_batch_dim: dimension of the target that counts sequences; default ``batch_dim`` if
             that dimension has the batch's size, else 0.
-        memory: bytes that the passes kept from product to product of a solver may take; what does
-            not fit is computed again in each product. Default: one batch's pass always, of several
-            batches as many as fit into a gibibyte.
+        memory: bytes that a product may take, besides parameters, data and vectors, with the passes
+            that a solver keeps from product to product. Batches that take more are cut along their
+            sequences, where that gives the same loss; passes that can't be kept are computed again
+            in each product. Default: batches as they are; one batch's pass is kept always, of
+            several batches as many as fit into a gibibyte.
         chunk_size: so many directions in one batched call; default by size and memory, at most 16.
         progress: show a line on standard error while a solver runs.
 
@@ -63,6 +64,7 @@ class CurvatureOperator(Estimators):
     _routes: ClassVar[tuple[products.Product, products.Graph]]
     _singly: ClassVar[bool] = True
     _alone: ClassVar[bool] = True
+    _independent: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -86,10 +88,6 @@ class CurvatureOperator(Estimators):
             raise TypeError(f"chunk_size: got {type(chunk_size).__name__}, expected an integer")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1")
-        if isinstance(memory, bool) or not isinstance(memory, int | None):
-            raise TypeError(f"memory: got {type(memory).__name__}, expected an integer of bytes")
-        if memory is not None and memory < 0:
-            raise ValueError(f"memory: got {memory}, expected at least 0 bytes")
         self._batches = Batches(
             data,
             batch_size=batch_size,
@@ -99,10 +97,14 @@ class CurvatureOperator(Estimators):
         )
         self._problem = Problem(model, loss_fn, chosen, self._batches)
         self._route = Route(*self._routes, self._singly, self._alone)
+        self.memory = check_memory(memory)
+        self._budget: Budget | None = None
+        if self.memory is not None:
+            self._budget = Budget(self.memory, self._problem, self._measured, self._independent)
+            self._batches.limit = self._budget.piece
         self._size = size(chosen)
         self._first = next(iter(chosen.values()))
         self.chunk_size = chunk_size
-        self.memory = memory
         self.progress = progress
         self.num_products = 0
         self._depends = False  # known to
@@ -176,7 +178,7 @@ class CurvatureOperator(Estimators):
                     continue
                 problem.seed = SEED + i
                 total += weight
-                part = self._route(problem, rows, x, target, self.chunk_size, i)
+                part = self._route(problem, rows, x, target, self._chunk(rows, x), i)
                 result += self._scale(weight) * part
             total = all_reduced(result, total)
             if total == 0:
@@ -184,6 +186,17 @@ class CurvatureOperator(Estimators):
             self._examine(rows, result)
         self.num_products += rows.shape[0]
         return result / total
+
+    def _chunk(self, rows: Tensor, x: Any) -> int | None:
+        """Directions in one call; None leaves it to the route."""
+        if self.chunk_size is not None or self._budget is None:
+            return self.chunk_size
+        return min(self._budget.directions(), self._route.directions(self._problem, rows, x))
+
+    def _measured(self, rows: Tensor, x: Any, target: Any) -> Tensor:
+        """A product on one batch of which nothing is kept."""
+        route = Route(*self._routes, self._singly, self._alone)
+        return route(self._problem, rows, x, target, 1)
 
     def _examine(self, rows: Tensor, result: Tensor) -> None:
         """ValueError for a product that is not finite or zero for a reason that can be named."""
@@ -204,20 +217,21 @@ class CurvatureOperator(Estimators):
 
         As far as ``memory`` goes.
         """
-        memory: float = MEMORY if self.memory is None else self.memory
-        if self.memory is None and self._batches.single:
+        memory: float = MEMORY
+        if self._budget is not None:
+            memory = self._budget.kept_over(self._batches)
+        elif self._batches.single:
             memory = math.inf  # in work it takes as much
         with self._route.keeping(memory):
             yield
 
     def one_by_one(self, k: int) -> bool:
         """Whether k directions go one after the other, so that company saves nothing."""
-        if self.chunk_size is not None:
-            return self.chunk_size == 1
         x, _ = next(iter(self._batches))
         with evaluating(self._problem.model, self.device):
             rows = torch.empty(k, self._size, dtype=self.dtype, device="meta")
-            return self._route.directions(self._problem, rows, x) == 1
+            chunk = self._chunk(rows, x)
+            return (chunk or self._route.directions(self._problem, rows, x)) == 1
 
     def _weight(self, x: Any, target: Any) -> float:
         return self._batches.weight(target)
@@ -232,25 +246,9 @@ class CurvatureOperator(Estimators):
         Raises:
             ValueError: it would take more than ``max_bytes``.
         """
-        need = self._size**2 * self._first.element_size()
-        if need > max_bytes:
-            raise ValueError(
-                f"dense: a {self._size} x {self._size} matrix of {self.dtype} takes "
-                f"{need / 2**30:.3g} GiB, more than max_bytes = {max_bytes / 2**30:.3g} GiB; "
-                "choose fewer parameters (params=) or use products"
-            )
-        if not self.progress:
-            return self._rows(torch.eye(self._size, dtype=self.dtype, device=self.device)).t()
-        parts = []
-        with self.at_fixed_point(), Progress("dense", self._size, True) as line:
-            for start in range(0, self._size, PIECE):
-                rows = torch.zeros(
-                    min(PIECE, self._size - start), self._size, dtype=self.dtype, device=self.device
-                )
-                rows.diagonal(start).fill_(1)
-                parts.append(self._rows(rows))
-                line.update(start + len(rows))
-        return torch.cat(parts).t()
+        from ._dense import dense
+
+        return dense(self, max_bytes)
 
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays.
@@ -301,6 +299,7 @@ class EmpiricalFisher(CurvatureOperator):
 
     _routes = (products.fisher_forward, products.fisher_graph)
     _singly = False  # its graph takes a backward pass per sequence
+    _independent = True
 
     def _weight(self, x: Any, target: Any) -> float:
         return float(self._batches.dims(x, target)[0])

@@ -36,9 +36,9 @@ class SharpnessTracker:
     Three products are made at once, so that errors show before training starts.
 
     Args:
-        model, loss_fn, data, params, batch_size, batch_dim, num_terms, target_batch_dim: as for
-            ``Hessian``. Give the same batch throughout, as large as the budget bears; an iterator
-            is read once and kept.
+        model, loss_fn, data, params, batch_size, batch_dim, num_terms, target_batch_dim, memory: as
+            for ``Hessian``. Give the same batch throughout, as large as the budget of time bears;
+            an iterator is read once and kept.
         lr: η: a number, an optimizer (the largest rate of its groups, at each step) or a function
             without arguments. None: ``lr`` and ``eta_rho_lambda1`` are NaN.
         every: measure at steps divisible by this.
@@ -81,6 +81,7 @@ class SharpnessTracker:
         batch_dim: int = 1,
         num_terms: Callable[[Any], int] | None = None,
         target_batch_dim: int | None = None,
+        memory: int | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -102,7 +103,7 @@ class SharpnessTracker:
         self._op = Hessian(
             model, loss_fn, data, names,
             batch_size=batch_size, batch_dim=batch_dim, num_terms=num_terms,
-            target_batch_dim=target_batch_dim,
+            target_batch_dim=target_batch_dim, memory=memory,
         )  # fmt: skip
         self._measures_rho = rho
         self._clock = clock
