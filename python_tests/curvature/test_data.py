@@ -362,3 +362,92 @@ def test_an_iterable_that_gives_nothing(tools):
     op = Hessian(p.net, p.loss_fn, Empty())
     with pytest.raises(ValueError, match="gave no batch"):
         op @ torch.zeros(op.shape[0], dtype=torch.float64)
+
+
+def columns(batch):
+    """Pairs of sequences side by side."""
+    return tuple(torch.stack(part, 1) for part in zip(*batch, strict=True))
+
+
+def test_a_loader_that_drops_the_last_batch_drops_the_same_in_every_pass(tools):
+    """Whatever was drawn from torch's generator in between, as training does."""
+    p = tools.problem(steps=4, batch=7)
+    pairs = list(zip(p.x.unbind(1), p.target.unbind(1), strict=True))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loader = DataLoader(pairs, 3, shuffle=True, drop_last=True, collate_fn=columns)
+    op = Hessian(p.net, p.loss_fn, loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    v = torch.ones(op.shape[0], dtype=torch.float64)
+    first = op @ v
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.randn(5)
+    assert torch.equal(op @ v, first)
+    torch.randn(5)
+    others = [Hessian(p.net, p.loss_fn, loader) @ v for _ in range(4) if torch.randn(5).dim()]
+    assert any(not torch.equal(o, first) for o in others)  # what is dropped matters
+
+
+def test_what_a_data_set_draws_is_the_same_in_every_pass(tools):
+    p = tools.problem(steps=4, batch=6)
+    seen = []
+
+    class Noisy:
+        def __iter__(self):
+            for i in range(3):
+                x = p.x[:, 2 * i : 2 * i + 2] + 0.1 * torch.randn(4, 2, 2, dtype=torch.float64)
+                seen.append(x)
+                yield x, p.target[:, 2 * i : 2 * i + 2]
+
+    p.net.rnn.register_forward_pre_hook(lambda m, a: (nn.functional.dropout(a[0], 0.2),))
+    op = Hessian(p.net, p.loss_fn, Noisy())
+    one = torch.ones(op.shape[0], dtype=torch.float64)
+    first = op @ one
+    torch.randn(3)
+    torch.testing.assert_close((op @ torch.stack([one, one], 1))[:, 1], first)
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:6], strict=True))
+    assert not torch.equal(seen[0] - p.x[:, :2], seen[1] - p.x[:, 2:4])
+
+
+def test_a_piece_with_as_many_sequences_as_steps(tools):
+    """What counts the target's sequences is clear from the whole batch."""
+    p = tools.problem(steps=4, batch=8)
+    v = torch.ones(EmpiricalFisher(p.net, p.loss_fn, p.data).shape[0], dtype=torch.float64)
+    flat = p.x, p.target.transpose(0, 1).contiguous()  # the batch first
+
+    def loss_fn(output, target):
+        return p.loss_fn(output, target.transpose(0, 1))
+
+    whole = EmpiricalFisher(p.net, p.loss_fn, p.data) @ v
+    torch.testing.assert_close(EmpiricalFisher(p.net, p.loss_fn, p.data, batch_size=4) @ v, whole)
+    torch.testing.assert_close(EmpiricalFisher(p.net, loss_fn, flat, batch_size=4) @ v, whole)
+    with pytest.raises(ValueError, match="target_batch_dim="):  # from this batch alone it isn't
+        EmpiricalFisher(p.net, loss_fn, (p.x[:, :4], flat[1][:4])) @ v
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_terms": lambda t: float("inf")}, ValueError, "num_terms: returned inf, expected a"),
+        ({"num_terms": lambda t: None}, TypeError, "num_terms: returned NoneType, expected a num"),
+        ({"num_terms": lambda t: t}, TypeError, "num_terms: returned Tensor, expected a number"),
+        ({"batch_size": True}, TypeError, "batch_size: got bool"),
+    ],
+)
+def test_wrong_weights_are_refused(tools, options, error, message):
+    p = tools.problem()
+    with pytest.raises(error, match=message):
+        op = Hessian(p.net, p.loss_fn, p.data, **options)
+        op @ torch.ones(op.shape[0], dtype=torch.float64)
+
+
+def test_dictionaries_are_refused_with_the_remedy(tools):
+    p = tools.problem()
+    batch = {"x": p.x, "y": p.target}
+    with pytest.raises(TypeError, match=r"data: got dict, expected \(x, target\)"):
+        Hessian(p.net, p.loss_fn, batch)
+    with pytest.raises(TypeError, match=r"entry of type dict, .*; pick them: \(\(b\['x'\], b"):
+        Hessian(p.net, p.loss_fn, [batch])
+    op = Hessian(p.net, p.loss_fn, ((b["x"], b["y"]) for b in [batch]))
+    v = torch.ones(op.shape[0], dtype=torch.float64)
+    assert torch.equal(op @ v, Hessian(p.net, p.loss_fn, p.data) @ v)

@@ -78,7 +78,7 @@ class Batches:
                 f"data: got {type(data).__name__}, expected (x, target) or an iterable of such "
                 "pairs"
             )
-        if isinstance(data, tuple | list) or iter(data) is data:
+        if isinstance(data, tuple | list | Iterator):
             pairs = [_check_pair(p) for p in data]
             if not pairs:
                 raise ValueError("data: got no batch, expected at least one (x, target)")
@@ -242,6 +242,8 @@ def _check_pair(pair: Any) -> Pair:
 
 def _index(value: Any, name: str) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an integer") from None

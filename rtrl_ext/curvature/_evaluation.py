@@ -14,6 +14,7 @@ from .. import _state
 from .._checks import scalar_loss
 from .._reverse import uncompiled
 from ._data import Batches
+from ._mended import mended
 
 SEED = 0x5EED
 _TORCH_RNNS = (nn.RNN, nn.GRU, nn.LSTM)
@@ -40,6 +41,7 @@ def evaluating(model: nn.Module, device: torch.device, exact: bool = True) -> It
             else:
                 stack.enter_context(_without_onednn())
         stack.enter_context(uncompiled())
+        stack.enter_context(mended(model))
         yield
 
 
