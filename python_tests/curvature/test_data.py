@@ -286,7 +286,7 @@ def test_an_iterable_that_is_used_up(tools):
 
     op = Hessian(p.net, p.loss_fn, Fewer())
     op @ v
-    with pytest.raises(ValueError, match="gave 2 batches in the first pass and 1 now"):
+    with pytest.raises(ValueError, match="gave 3 batches in the first pass and 2 now"):
         op @ v
 
 

@@ -216,3 +216,43 @@ def test_layers_that_need_nothing_cost_nothing():
             sum(p.numel() for p in net.parameters())
         ).double()
     assert modes == [[]]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("cls", [Hessian, GaussNewton])
+def test_stacked_layers_over_packed_sequences_go_forward_over_reverse(cls, ordered):
+    """Without torch's pad_packed_sequence, which has no forward mode."""
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = rx.LeakyRNN(2, N, leak=0.4), rx.GRU(N, 3)
+            self.double()
+
+        def forward(self, x):
+            return self.second(self.first(x)[0])[0].data
+
+    class Single(Packed):
+        """Sequence by sequence, in the order of the packed rows."""
+
+        def forward(self, x):
+            rows = {
+                (t, b): row
+                for b, steps in enumerate(lengths)
+                for t, row in enumerate(self.second(self.first(x[:steps, [b]])[0])[0][:, 0])
+            }
+            order = sorted(range(len(lengths)), key=lambda b: -lengths[b])
+            return torch.stack([rows[t, b] for t in range(5) for b in order if t < lengths[b]])
+
+    lengths = [5, 3, 2] if ordered else [3, 5, 2]
+    net, x = Packed(), torch.randn(5, 3, 2, dtype=torch.float64)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=ordered)
+    target = torch.randn(10, 3, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        op = cls(net, mse, (packed, target))
+        found = op.dense()
+    assert op._route.name == "forward over reverse"
+    expected = cls(Single(), mse, (x, target), target_batch_dim=0, batch_dim=1).dense()
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from .._checks import check_lengths, check_like, check_shape, check_tensor, tuple_of_states
 
@@ -32,11 +32,10 @@ class Arguments:
         """Output (T, B, n) and final states (layers, B, n) in the caller's layout."""
         if self.packed is not None:
             order = self.packed.sorted_indices
-            lengths = _packed_lengths(self.packed)
             rows = output if order is None else output.index_select(1, order)
-            data = pack_padded_sequence(rows, lengths)
+            data = rows.flatten(0, 1).index_select(0, _packed_rows(self.packed))
             return PackedSequence(
-                data.data, self.packed.batch_sizes, order, self.packed.unsorted_indices
+                data, self.packed.batch_sizes, order, self.packed.unsorted_indices
             ), finals
         if self.unbatched:
             return output.squeeze(1), tuple(s.squeeze(1) for s in finals)
@@ -48,6 +47,27 @@ def _packed_lengths(packed: PackedSequence) -> Tensor:
     sizes = packed.batch_sizes
     rows = torch.arange(int(sizes[0]))
     return (sizes.unsqueeze(1) > rows).sum(0)
+
+
+def _packed_rows(packed: PackedSequence) -> Tensor:
+    """Where the packed steps are among the T B rows of a padded batch in the packed order."""
+    sizes = packed.batch_sizes
+    present = torch.arange(int(sizes[0])) < sizes.unsqueeze(1)
+    return present.flatten().nonzero().squeeze(1).to(packed.data.device)
+
+
+def _padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """As ``pad_packed_sequence``: (T, B, m) and lengths on the CPU, in the batch's own order.
+
+    By operations that have forward-mode derivatives and batching rules, which torch's have not.
+    """
+    steps, batch = len(packed.batch_sizes), int(packed.batch_sizes[0])
+    data, order, lengths = packed.data, packed.unsorted_indices, _packed_lengths(packed)
+    rows = data.new_zeros(steps * batch, *data.shape[1:])
+    x = rows.index_copy(0, _packed_rows(packed), data).unflatten(0, (steps, batch))
+    if order is None:
+        return x, lengths
+    return x.index_select(1, order), lengths.index_select(0, order.cpu())
 
 
 def prepare(
@@ -75,7 +95,7 @@ def prepare(
         packed = x
         if lengths is not None:
             raise ValueError("lengths came with a PackedSequence, which has its own; expected None")
-        x, lengths = pad_packed_sequence(packed)
+        x, lengths = _padded(packed)
         batch_first_x = False
     else:
         check_tensor("x", x)
