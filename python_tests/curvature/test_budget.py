@@ -236,6 +236,26 @@ def test_tracker_with_a_budget():
         assert record[name] == pytest.approx(whole[name], rel=1e-6)
 
 
+def test_no_estimator_forms_the_matrix():
+    net = nn.Sequential(nn.Linear(60, 150), nn.Tanh(), nn.Linear(150, 3))
+    data = torch.randn(16, 60), torch.randn(16, 3)
+    op = Hessian(net, nn.MSELoss(), data, batch_dim=0)
+    size = op.shape[0]
+    with pytest.raises(
+        ValueError, match=r"dense: a 9603 x 9603 matrix of torch.float32 takes 0\.34"
+    ):
+        op.dense(max_bytes=2**20)
+    for call, vectors in (
+        (lambda: op @ torch.ones(size), 20),
+        (lambda: op.eigsh(2, max_products=8), 120),
+        (lambda: op.power_iteration(max_iter=4), 30),
+        (lambda: op.trace("hutchinson", 8), 120),
+        (lambda: op.trace("xtrace", 8), 120),
+        (lambda: op.spectral_density(2, 8), 200),
+    ):
+        assert allocated(call) <= vectors * size * 4 < size**2 * 4 / 10
+
+
 def test_nothing_is_changed():
     net, data = setting("leaky")
     op = Hessian(net, nn.MSELoss(), data, memory=2**19)

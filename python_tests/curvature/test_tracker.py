@@ -33,7 +33,8 @@ def test_records_against_dense_matrices(tools):
         op = Hessian(p.net, p.loss_fn, p.data)
         dense = op.dense()
         alignment = rx.diagnostics.alignment(p.net, p.loss_fn, p.data)
-        expected.append((step, torch.linalg.eigvalsh(dense)[-1], dense.trace(), alignment.rho))
+        top = torch.linalg.eigvalsh(dense)[-1]
+        expected.append((step, top, dense.trace(), alignment.rho, alignment.cosine))
 
     optimizer = torch.optim.SGD(p.net.parameters(), lr=0.05)
     for step in range(10):
@@ -45,11 +46,12 @@ def test_records_against_dense_matrices(tools):
         p.loss_fn(p.net(p.x), p.target).backward()
         optimizer.step()
     assert [r["step"] for r in tracker.records] == [0, 4, 8] and tracker.num_skipped == 0
-    for r, (step, lambda1, trace, rho) in zip(tracker.records, expected, strict=True):
+    for r, (step, lambda1, trace, rho, cosine) in zip(tracker.records, expected, strict=True):
         assert r["step"] == step and r["converged"]
         assert r["lambda1"] == pytest.approx(float(lambda1), rel=1e-6)
         assert abs(r["trace"] - float(trace)) < 4 * r["trace_stderr"]
         assert r["rho"] == pytest.approx(rho, rel=1e-10) and abs(rho - 1) > 1e-3
+        assert r["cosine"] == pytest.approx(cosine, rel=1e-10) and cosine < 0.9999
         assert r["eta_rho_lambda1"] == pytest.approx(0.05 * rho * float(lambda1), rel=1e-5)
         assert r["lambda1_residual"] <= 1e-6 * r["lambda1"] * (1 + 1e-9) and r["seconds"] > 0
     json.dumps(tracker.records)  # plain numbers
@@ -125,7 +127,7 @@ def test_chosen_steps(tools):
     tracker = SharpnessTracker(p.net, p.loss_fn, p.data, steps=(1, 5, 6), **options)
     train(p, 10, tracker)
     assert [r["step"] for r in tracker.records] == [1, 5, 6]
-    assert all(math.isnan(tracker.records[0][k]) for k in ("trace", "rho", "lr"))
+    assert all(math.isnan(tracker.records[0][k]) for k in ("trace", "rho", "cosine", "lr"))
 
 
 def test_rates(tools):

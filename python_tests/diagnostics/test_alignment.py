@@ -222,6 +222,24 @@ def test_printing(setting):
     assert any(line.split()[0] == "rnn.weight_hh_l1" for line in str(found).splitlines())
 
 
+def test_table_and_plot(setting):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("pandas")
+    net, loss_fn, data = setting
+    found = alignment(net, loss_fn, data)
+    table = found.to_dataframe().set_index("parameter")
+    assert list(table.index) == ["", *found.blocks]
+    for name, a in {"": found, **found.blocks}.items():
+        assert tuple(table.loc[name]) == (a.rho, a.cosine, a.norm_ratio)
+    ax = found.plot()
+    widths = [[bar.get_width() for bar in group] for group in ax.containers]
+    assert widths == [table[c].to_list() for c in ("rho", "cosine", "norm_ratio")]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["all", *found.blocks]
+    own = plt.figure().subplots()
+    assert found.plot(own) is own
+    plt.close("all")
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [

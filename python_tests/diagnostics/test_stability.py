@@ -360,6 +360,22 @@ def test_wrong_arguments(arguments, error, message):
         stability(net, half_square, (x, target), **({"lr": 0.1} | arguments))
 
 
+def test_table_and_plot():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("pandas")
+    net, x, target = setting()
+    found = stability(net, half_square, (x, target), 0.3, "eprop")
+    table = found.to_dataframe()
+    assert len(table) == len(found.eigenvalues)
+    assert table["multiplier"].max() == pytest.approx(found.multiplier, rel=1e-12)
+    circle, points = found.plot().lines[:2]
+    multipliers = abs(1 - 0.3 * (circle.get_xdata() + 1j * circle.get_ydata()))
+    assert multipliers == pytest.approx(np.ones(361), abs=1e-12)  # its edge is the limit
+    assert points.get_xdata().tolist() == table["real"].to_list()
+    assert points.get_ydata().tolist() == table["imag"].to_list()
+    plt.close("all")
+
+
 def test_what_has_no_jacobian_is_refused():
     x, target = torch.randn(3, 2, 2), torch.randn(3, 2, 1)
     with pytest.raises(ValueError, match="LIF spikes"):

@@ -17,8 +17,8 @@ from ._solver import check_count, uninterrupted
 from .operators import Hessian
 
 _COLUMNS = (
-    "step", "lambda1", "lambda1_residual", "converged", "trace", "trace_stderr", "rho", "lr",
-    "eta_rho_lambda1", "products", "seconds",
+    "step", "lambda1", "lambda1_residual", "converged", "trace", "trace_stderr", "rho", "cosine",
+    "lr", "eta_rho_lambda1", "products", "seconds",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class SharpnessTracker:
         tol, max_products: of ``eigsh``.
         trace_products: products for the trace, by Hutchinson's method, with the same probes at all
             steps, so that differences show sooner; 0: no trace.
-        rho: whether to measure ρ. It is 1 for models whose gradient is exact.
+        rho: whether to measure ρ and the cosine. They are 1 for models whose gradient is exact.
         rule: take ρ of this rule instead of the modules' own.
         seed: of the trace's probes.
         clock: seconds since any moment, for tests and simulations.
@@ -118,8 +118,8 @@ class SharpnessTracker:
         """Chosen steps that found too little of the budget left."""
         self.records: list[dict[str, Any]] = []
         """One for each measurement: ``step``; ``lambda1`` with its residual norm
-        ``lambda1_residual`` and ``converged``; ``trace``, ``trace_stderr``; ``rho``; ``lr``;
-        ``eta_rho_lambda1``; ``products``, ``seconds``: what it took."""
+        ``lambda1_residual`` and ``converged``; ``trace``, ``trace_stderr``; ``rho``, ``cosine``;
+        ``lr``; ``eta_rho_lambda1``; ``products``, ``seconds``: what it took."""
         self._rehearse()
 
     def _rehearse(self) -> None:
@@ -128,7 +128,7 @@ class SharpnessTracker:
         self._op @ zero[:, 0]
         if self.trace_products:
             self._op @ zero
-        self._rho()
+        self._alignment()
         self._op.num_products = 0
 
     def __repr__(self) -> str:
@@ -189,17 +189,18 @@ class SharpnessTracker:
         if self.trace_products:
             estimate = uninterrupted(op.trace("hutchinson", self.trace_products, self.seed))
             trace, stderr = estimate.value, estimate.stderr
-        rho, lr, lambda1 = self._rho(), self._lr(), float(found.values[0])
+        (rho, cosine), lr, lambda1 = self._alignment(), self._lr(), float(found.values[0])
         self._vector = found.vectors[:, 0]
         values = (
-            step, lambda1, float(found.residual_norms[0]), found.converged, trace, stderr, rho, lr,
-            lr * rho * lambda1, op.num_products - before, math.nan,
+            step, lambda1, float(found.residual_norms[0]), found.converged, trace, stderr, rho,
+            cosine, lr, lr * rho * lambda1, op.num_products - before, math.nan,
         )  # fmt: skip
         return dict(zip(_COLUMNS, values, strict=True))
 
-    def _rho(self) -> float:
+    def _alignment(self) -> tuple[float, float]:
+        """ρ and the cosine."""
         if not self._measures_rho:
-            return math.nan
+            return math.nan, math.nan
         from ..diagnostics import alignment
         from ..nn import LRU, FeedbackLinear
         from ..nn.base import RecurrentBase
@@ -209,13 +210,13 @@ class SharpnessTracker:
         rules = own if self._rule is None else [self._rule]
         feedback = any(isinstance(m, FeedbackLinear) and m.feedback is not None for m in modules)
         if all(isinstance(r, _rules.BPTT) for r in rules) and not feedback:
-            return 1.0
+            return 1.0, 1.0
         problem = self._op._problem
         found = alignment(
             problem.model, problem.loss_fn, problem.batches, rule=self._rule,
             params=self._op.param_names, num_terms=problem.batches.num_terms,
         )  # fmt: skip
-        return found.rho  # type: ignore[union-attr]
+        return found.rho, found.cosine  # type: ignore[union-attr]
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on with the training: records, times, the last eigenvector (P,)."""
@@ -247,7 +248,7 @@ class SharpnessTracker:
 
     def to_dataframe(self) -> Any:
         """A ``pandas.DataFrame`` with a row for each measurement."""
-        return _present.frame({c: [r[c] for r in self.records] for c in _COLUMNS})
+        return _present.frame({c: [r.get(c, math.nan) for r in self.records] for c in _COLUMNS})
 
     def plot(self, ax: Any = None) -> Any:
         """Draw λ₁ beside the limit of stability ``2/(ηρ)``, the trace, ρ and ``ηρλ₁`` over steps.

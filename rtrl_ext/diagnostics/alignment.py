@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import _state
 from .. import rules as _rules
+from ..curvature import _present
 from ..curvature._data import Batches
 from ..curvature._distributed import all_reduced
 from ..curvature._evaluation import Problem, kept_random_state
@@ -21,6 +22,7 @@ from ..nn.base import RecurrentBase
 from ..nn.lru import LRU
 
 _EXACT = _rules.BPTT()
+_MEASURES = ("rho", "cosine", "norm_ratio")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,29 @@ class Alignment:
         width = max((len(name) for name in self.blocks), default=0)
         lines = [f"  {name:<{width}}  {block}" for name, block in self.blocks.items()]
         return "\n".join([head, *lines])
+
+    def to_dataframe(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for all parameters together, named "", and one for
+        each: ``parameter``, ``rho``, ``cosine``, ``norm_ratio``."""
+        rows = {"": self, **self.blocks}
+        table = {name: [getattr(a, name) for a in rows.values()] for name in _MEASURES}
+        return _present.frame({"parameter": list(rows), **table})
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the three measures of every parameter beside those of all together; the axes."""
+        ax = _present.axes(ax)
+        rows = {"all": self, **self.blocks}
+        for i, (name, shade) in enumerate(
+            zip(_MEASURES, (_present.BLUE, _present.ORANGE, _present.GREEN), strict=True)
+        ):
+            places = [place + 0.25 * (i - 1) for place in range(len(rows))]
+            values = [getattr(a, name) for a in rows.values()]
+            ax.barh(places, values, 0.25, color=shade, label=name.replace("_", " "))
+        ax.axvline(1, color=_present.GREY, lw=0.8, ls="--")
+        ax.set_yticks(range(len(rows)), list(rows))
+        ax.invert_yaxis()
+        ax.legend(frameon=False, fontsize=8.5)
+        return ax
 
 
 def alignment(

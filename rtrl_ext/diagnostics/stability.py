@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import rules as _rules
-from ..curvature import Hessian
+from ..curvature import Hessian, _present
 from ..curvature._progress import Progress
 from ._arnoldi import Ritz, block_arnoldi, dense
 from ._field import RuleJacobian
@@ -62,6 +62,29 @@ class Stability:
             f"critical lr {self.critical_lr:.6g}  neutral directions {self.num_neutral}",
         ]
         return "\n".join(lines)
+
+    def to_dataframe(self) -> Any:
+        """A ``pandas.DataFrame`` with a row per eigenvalue μ: ``real``, ``imag``, ``multiplier``
+        (``|1 - lr μ|``)."""
+        mu = self.eigenvalues.cpu()
+        columns = {"real": mu.real, "imag": mu.imag, "multiplier": (1 - self.lr * mu).abs()}
+        return _present.frame({name: t.numpy() for name, t in columns.items()})
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the eigenvalues in the complex plane, with the circle inside which they are stable
+        at this ``lr``; the axes."""
+        ax = _present.axes(ax, size=(5.2, 4.2))
+        angle = torch.linspace(0, 2 * math.pi, 361, dtype=torch.float64)
+        x, y = (1 + angle.cos()) / self.lr, angle.sin() / self.lr
+        ax.plot(x, y, color=_present.ORANGE, lw=1.2, label=f"stable inside, lr {self.lr:.6g}")
+        mu = self.eigenvalues.cpu()
+        ax.plot(mu.real, mu.imag, "o", ms=4, color=_present.BLUE, label="eigenvalues")
+        ax.axhline(0, color=_present.GREY, lw=0.8)
+        ax.axvline(0, color=_present.GREY, lw=0.8)
+        ax.set_xlabel("Re μ")
+        ax.set_ylabel("Im μ")
+        ax.legend(frameon=False, fontsize=8.5)
+        return ax
 
 
 def stability(
