@@ -1,9 +1,12 @@
 """A look at one forward pass: what it runs and how large its results are."""
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_WEIGHT_NORM = torch.ops.aten._weight_norm_interface.default
+_EMBEDDING = torch.ops.aten.embedding.default
 _OWN = {"aten", "prim", "prims", "rtrl_ext", "rtrl_ext_reference"}
 #: ends of the operations that run a layer
 _LAYERS = ("_layer_forward", "gru_forward", "lstm_forward")
@@ -17,7 +20,8 @@ class Inspection(TorchDispatchMode):
     """Inside it, a forward pass is watched.
 
     ``foreign``: operators outside torch and this library; ``bytes``: of all results; ``largest``:
-    bytes of the largest; ``rows``: the smallest batch that a layer of this library saw, or None.
+    bytes of the largest; ``rows``: the smallest batch that a layer of this library saw, or None;
+    ``wrong``: whether it runs what `_mended` is for.
     """
 
     def __init__(self) -> None:
@@ -25,6 +29,7 @@ class Inspection(TorchDispatchMode):
         self.foreign: set[str] = set()
         self.bytes = self.largest = 0
         self.rows: int | None = None
+        self.wrong = False
 
     @property
     def fills(self) -> bool:
@@ -34,6 +39,8 @@ class Inspection(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func.namespace not in _OWN:
             self.foreign.add(f"{func.namespace}::{func._opname}")
+        if func is _WEIGHT_NORM or (func is _EMBEDDING and len(args) > 2 and args[2] >= 0):
+            self.wrong = True
         results = func(*args, **(kwargs or {}))
         for t in tree_leaves(results):
             if isinstance(t, Tensor) and not t._is_view():

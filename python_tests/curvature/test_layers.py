@@ -185,6 +185,32 @@ def test_reparametrized_recurrent_weights(cls):
         check(net, x, torch.randn(STEPS, BATCH, 2, dtype=torch.float64), cls)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_hvp_of_functions(k):
+    for name in ("weight_norm", "older weight_norm", "padding"):
+        if name == "padding":
+            net = Net(lambda: nn.Embedding(5, N, padding_idx=0), lambda: nn.Linear(N, 5))
+            net.after.weight = net.before.weight
+            x = torch.arange(STEPS * BATCH).reshape(STEPS, BATCH) % 5
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                net = Net(nn.Identity, LAYERS[name])
+            x = torch.randn(STEPS, BATCH, N, dtype=torch.float64)
+        target = torch.randn_like(net(x))
+        params = {n: p.detach() for n, p in net.named_parameters()}
+        V = {n: torch.randn(k, *p.shape, dtype=torch.float64) for n, p in params.items()}
+
+        def loss(p, net=net, x=x, target=target):
+            return mse(torch.func.functional_call(net, p, (x,)), target)
+
+        found = rx.functional.hvp(loss, params, V)
+        op = Hessian(net, mse, (x, target))
+        flat = torch.cat([V[n].reshape(k, -1) for n in op.param_names], 1)
+        found = torch.cat([found[n].reshape(k, -1) for n in op.param_names], 1)
+        torch.testing.assert_close(found, (op @ flat.T).T, rtol=1e-10, atol=1e-12)
+
+
 def test_torchs_own_weight_norm_is_wrong_in_double_backward():
     """Without any layer of ours. If this fails, torch has been mended: ``_mended.py`` may go."""
     v, g = torch.randn(2, 3, dtype=torch.float64), torch.rand(2, 1, dtype=torch.float64) + 0.5

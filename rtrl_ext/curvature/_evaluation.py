@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from .. import _state
 from .._checks import scalar_loss
+from .._mended import mended
 from .._reverse import uncompiled
 from ._data import Batches
-from ._mended import mended
 
 SEED = 0x5EED
 _TORCH_RNNS = (nn.RNN, nn.GRU, nn.LSTM)

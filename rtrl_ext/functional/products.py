@@ -10,6 +10,7 @@ from torch.func import grad, jvp, vjp, vmap
 from .._autograd import in_transform
 from .._checks import check_like, check_tensor, scalar_loss
 from .._inspection import Inspection
+from .._mended import Mended, ToMend, weight_normed
 from .._reverse import gradients, requiring_grad, uncompiled
 from .._state import exact_gradients
 
@@ -67,9 +68,13 @@ def _one_by_one(
             point = requiring_grad({name: p.detach() for name, p in at.items()})
             if k == 1:
                 loss = loss_fn(point)
+                if weight_normed(loss):
+                    raise ToMend
             else:
                 with Inspection() as seen:
                     loss = loss_fn(point)
+                if seen.wrong:
+                    raise ToMend
                 if not seen.fills:
                     return None
             ps = list(point.values())
@@ -107,7 +112,16 @@ def hvp(
         HV = hvp(loss, dict(model.named_parameters()), V)
     """
     at, directions = _check(loss_fn, params, V)
+    try:
+        return _hvp(loss_fn, at, directions)
+    except ToMend:
+        with Mended():
+            return _hvp(loss_fn, at, directions)
 
+
+def _hvp(
+    loss_fn: Callable[[Parameters], Tensor], at: Parameters, directions: Parameters
+) -> Parameters:
     def loss(p: Parameters) -> Tensor:
         return scalar_loss(loss_fn(p))
 

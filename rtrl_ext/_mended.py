@@ -25,9 +25,27 @@ def mended(model: nn.Module) -> Iterator[None]:
     """Inside, such layers of ``model`` can be differentiated twice, in both modes."""
     with ExitStack() as stack:
         if any(_concerned(m) for m in model.modules()):
-            stack.enter_context(_Mended())
+            stack.enter_context(Mended())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+class ToMend(Exception):
+    """A pass has run what only `Mended` has right."""
+
+
+def weight_normed(output: Tensor) -> bool:
+    """Whether torch's fused weight norm is in the graph of ``output``."""
+    todo, seen = [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith("WeightNormInterface"):
+            return True
+        seen.add(node)
+        todo += [n for n, _ in node.next_functions]
+    return False
 
 
 def _concerned(module: nn.Module) -> bool:
@@ -37,7 +55,12 @@ def _concerned(module: nn.Module) -> bool:
     return isinstance(module, _WeightNorm) or any(isinstance(h, WeightNorm) for h in hooks)
 
 
-class _Mended(TorchFunctionMode):
+class Mended(TorchFunctionMode):
+    """Inside, these functions of torch are made of operations that are right.
+
+    It takes about a microsecond for every call of torch from Python.
+    """
+
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         if func is torch._weight_norm:
