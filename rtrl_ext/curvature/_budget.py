@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ._evaluation import SEED, Problem, evaluating
 from ._live import peak_bytes
 from ._params import size
+from ._routes import Route
 
 #: what a measured peak leaves out, scratch space inside operations: a share of it, and copies of
 #: the parameters
@@ -43,7 +45,7 @@ class Budget:
 
     Args:
         memory: bytes, besides parameters, data and the vectors.
-        product: ``product(rows (1, P), x, target)`` on one batch.
+        route: makes the products that are measured.
         independent: sequences are independent by definition: nothing has to be compared.
     """
 
@@ -51,12 +53,12 @@ class Budget:
         self,
         memory: int,
         problem: Problem,
-        product: Callable[[Tensor, Any, Any], Any],
+        route: Route,
         independent: bool,
     ) -> None:
         self.memory = memory
         self._problem = problem
-        self._product = product
+        self._route = route
         self._independent = independent
         self._counts: dict[int, int | None] = {}
         self._costs: dict[Any, tuple[float, float]] = {}
@@ -162,8 +164,9 @@ class Budget:
         rows = torch.zeros(1, size(params), dtype=first.dtype, device=first.device)
         with warnings.catch_warnings():  # the product itself says what there is to say
             warnings.simplefilter("ignore")
-            self._product(rows, x, target)  # what is done once
-            return peak_bytes(lambda: self._product(rows, x, target))
+            product = partial(self._route, self._problem, rows, x, target, 1)
+            product()  # what is done once
+            return peak_bytes(product)
 
     def _additive(
         self, most: int, count: int, x: Tensor, target: Tensor, xdim: int, tdim: int

@@ -1,6 +1,6 @@
-"""The estimators as methods of an operator."""
+"""The estimators as methods of an operator, and the operator for those of SciPy."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -53,3 +53,13 @@ class Estimators:
         from .spectral import spectral_density
 
         return spectral_density(self, num_probes, lanczos_steps, seed, bandwidth=bandwidth)
+
+    def to_scipy(self) -> Any:
+        """A ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays.
+
+        Raises:
+            ImportError: SciPy is missing.
+        """
+        from ._scipy import to_scipy
+
+        return to_scipy(self)

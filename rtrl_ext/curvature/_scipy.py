@@ -1,15 +1,12 @@
 """Operators as SciPy linear operators."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from .operators import CurvatureOperator
 
-
-def to_scipy(op: "CurvatureOperator") -> Any:
+def to_scipy(op: Any) -> Any:
     """``scipy.sparse.linalg.LinearOperator`` of ``op``; products go through torch on its device."""
     try:
         from scipy.sparse.linalg import LinearOperator

@@ -17,6 +17,7 @@ from ._estimators import Estimators
 from ._evaluation import SEED, Problem, check_modules, evaluating
 from ._params import select, size, unwrap
 from ._routes import Route
+from ._solver import check_count
 
 MEMORY = 2**30  # bytes, for kept passes of several batches
 
@@ -84,10 +85,8 @@ class CurvatureOperator(Estimators):
         model = unwrap(model)
         chosen = select(model, params)
         check_modules(model)
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int | None):
-            raise TypeError(f"chunk_size: got {type(chunk_size).__name__}, expected an integer")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size: got {chunk_size}, expected at least 1")
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
         self._batches = Batches(
             data,
             batch_size=batch_size,
@@ -100,7 +99,8 @@ class CurvatureOperator(Estimators):
         self.memory = check_memory(memory)
         self._budget: Budget | None = None
         if self.memory is not None:
-            self._budget = Budget(self.memory, self._problem, self._measured, self._independent)
+            alone = Route(*self._routes, self._singly)  # keeps nothing
+            self._budget = Budget(self.memory, self._problem, alone, self._independent)
             self._batches.limit = self._budget.piece
         self._size = size(chosen)
         self._first = next(iter(chosen.values()))
@@ -193,11 +193,6 @@ class CurvatureOperator(Estimators):
             return self.chunk_size
         return min(self._budget.directions(), self._route.directions(self._problem, rows, x))
 
-    def _measured(self, rows: Tensor, x: Any, target: Any) -> Tensor:
-        """A product on one batch of which nothing is kept."""
-        route = Route(*self._routes, self._singly, self._alone)
-        return route(self._problem, rows, x, target, 1)
-
     def _examine(self, rows: Tensor, result: Tensor) -> None:
         """ValueError for a product that is not finite or zero for a reason that can be named."""
         if not bool(torch.isfinite(result).all()):
@@ -226,12 +221,15 @@ class CurvatureOperator(Estimators):
             yield
 
     def one_by_one(self, k: int) -> bool:
-        """Whether k directions go one after the other, so that company saves nothing."""
+        """Whether k directions go one after the other, so that company saves nothing.
+
+        The same in all processes of ``torch.distributed``, each of which has to take part.
+        """
         x, _ = next(iter(self._batches))
         with evaluating(self._problem.model, self.device):
             rows = torch.empty(k, self._size, dtype=self.dtype, device="meta")
-            chunk = self._chunk(rows, x)
-            return (chunk or self._route.directions(self._problem, rows, x)) == 1
+            chunk = self._chunk(rows, x) or self._route.directions(self._problem, rows, x)
+        return agreed(chunk == 1, self.device)
 
     def _weight(self, x: Any, target: Any) -> float:
         return self._batches.weight(target)
@@ -249,16 +247,6 @@ class CurvatureOperator(Estimators):
         from ._dense import dense
 
         return dense(self, max_bytes)
-
-    def to_scipy(self) -> Any:
-        """A ``scipy.sparse.linalg.LinearOperator`` over NumPy arrays.
-
-        Raises:
-            ImportError: SciPy is missing.
-        """
-        from ._scipy import to_scipy
-
-        return to_scipy(self)
 
 
 class Hessian(CurvatureOperator):
