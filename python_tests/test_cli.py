@@ -18,7 +18,8 @@ from rtrl_ext import cli
 from rtrl_ext._commands import bench as bench_command
 from rtrl_ext._commands.options import HELP
 from rtrl_ext.study.config import Settings
-from rtrl_ext.study.records import LOCK, Claim
+from rtrl_ext.study.locks import Claim
+from rtrl_ext.study.records import LOCK
 
 Run = Callable[..., tuple[int, str, str]]
 

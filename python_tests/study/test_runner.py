@@ -18,8 +18,9 @@ import pytest
 from rtrl_ext.study import config, runner, worker
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.folder import load_study, open_study, status
+from rtrl_ext.study.locks import Claim
 from rtrl_ext.study.progress import Display
-from rtrl_ext.study.records import COLUMNS, LOCK, RUNS, Claim, read_record
+from rtrl_ext.study.records import COLUMNS, LOCK, RUNS, read_record
 from rtrl_ext.study.runner import StudyError, run_study
 
 Make = Callable[..., StudyConfig]

@@ -11,6 +11,7 @@ import torch
 from ..curvature import Hessian
 from ..study.config import RunConfig, SettingError, rule_spec, settings, versions
 from ..study.folder import differences
+from ..study.locks import Claim
 from ..study.network import make_data, make_model, recurrent
 from ..study.progress import describe, label
 from ..study.records import (
@@ -18,7 +19,6 @@ from ..study.records import (
     LOG,
     MODEL,
     RECORD,
-    Claim,
     read_json,
     read_record,
     writable_folder,

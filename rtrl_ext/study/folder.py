@@ -5,13 +5,13 @@ from typing import Any
 
 from .arms import FORMAT, StudyConfig
 from .config import RunConfig
+from .locks import Claim
 from .progress import last_row
 from .records import (
     LOCK,
     LOG,
     RUNS,
     STUDY,
-    Claim,
     read_json,
     read_record,
     writable_folder,
