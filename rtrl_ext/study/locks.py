@@ -1,4 +1,4 @@
-"""Who is at a run: a lock that the operating system keeps, and a sign of life for other machines."""
+"""Who is at a run: the operating system's lock, and a sign of life for other machines."""
 
 import contextlib
 import errno
