@@ -1,10 +1,8 @@
-import concurrent.futures
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

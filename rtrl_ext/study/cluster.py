@@ -17,8 +17,8 @@ from .runner import StudyError
 from .worker import run_one
 
 TIMEOUT = 10.0
-#: how long Ctrl-C waits for the workers' word that they have stopped
-STOP_SECONDS = 5.0
+#: how long the end of a study waits for the scheduler
+CLOSE_SECONDS = 5.0
 
 
 class Cluster(Executor):
@@ -50,7 +50,7 @@ class Cluster(Executor):
     def cancel(self) -> None:
         """Take back what no worker has begun and ask the others to stop."""
         event = _distributed().Event(self._stop, client=self._client)
-        event.set(timeout=STOP_SECONDS)
+        event.set()
         for future in self._futures:
             future.cancel()
 
@@ -126,7 +126,11 @@ class StopEvent:
 
         try:
             return bool(Event(self._name, client=get_client()).is_set())
-        except Exception:  # the scheduler is gone: the run's record counts all the same
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ):  # the scheduler is gone: the record counts still
             return False
 
 
@@ -186,11 +190,11 @@ def connect(address: str, timeout: float = TIMEOUT) -> Iterator[Cluster]:
             try:
                 yield cluster
             except BaseException:
-                with contextlib.suppress(Exception):  # the scheduler is gone, perhaps
+                with contextlib.suppress(OSError, RuntimeError, TimeoutError):  # no scheduler
                     cluster.cancel()
                 raise
         finally:
-            client.close(timeout=STOP_SECONDS)
+            client.close(timeout=CLOSE_SECONDS)
 
 
 @contextmanager
