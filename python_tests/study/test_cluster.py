@@ -101,7 +101,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_worker_killed_in_mid_run(dask: Dask, tmp_path: Path, make: Make) -> None:
-    """Nothing is lost, nothing that was over is done again, the numbers are those of one process."""
+    """Nothing is lost, nothing done again, and the numbers are those of one process."""
     study = make(["eprop"], seeds=2, arms="rule,bptt-rho", iterations=150)
     there = open_study(tmp_path / "there", study)
     before: dict[Path, int] = {}
@@ -170,7 +170,7 @@ def test_workers_that_cannot_do_runs_are_named(
         wait_for(lambda: cluster.size > size)
         with pytest.raises(StudyError, match=r"the worker tcp.* has rtrl_ext not there \(.*here "):
             cluster.check()
-        with pytest.raises(StudyError, match="cannot use the study's folder .*: it is not there"):
+        with pytest.raises(StudyError, match=r"cannot use the study's folder .*: it is not there"):
             cluster.check_folder(tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == ["preload.py"]
         odd.kill()
@@ -184,7 +184,7 @@ def test_workers_that_cannot_do_runs_are_named(
         monkeypatch.undo()
         dask.worker("--nthreads", "2")
         wait_for(lambda: cluster.size > size)
-        with pytest.raises(StudyError, match="start it with 'dask worker ... --nworkers"):
+        with pytest.raises(StudyError, match="start it with 'dask worker"):
             cluster.check()
 
 

@@ -58,8 +58,9 @@ def _unfinished(folder: Path, counts: dict[str, int]) -> str:
             f"{counts['failed']} runs failed and {counts['waiting']} wait for them; see "
             f"'rtrl-ext study status {folder}'; the same command tries them again"
         )
-    for left in read_status(folder).skipped if counts.get("corrupt") else []:
-        texts.append(f"{left.path}: {left.reason}")
+    if counts.get("corrupt"):
+        faults = [str(r.error) for r in read_status(folder).runs if r.state == "corrupt"]
+        texts += faults[:3] + ([f"and {len(faults) - 3} more"] if len(faults) > 3 else [])
     return "; ".join(texts)
 
 

@@ -130,7 +130,7 @@ class StopEvent:
             OSError,
             RuntimeError,
             ValueError,
-        ):  # the scheduler is gone: the record counts still
+        )::  # the scheduler is gone
             return False
 
 

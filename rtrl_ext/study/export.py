@@ -40,13 +40,17 @@ def export_study(
     writable_folder(target)
     made = [target / CSV]
     write_atomic(made[0], frame.to_csv(index=False, lineterminator="\n"))
-    if importlib.util.find_spec("pyarrow") is None:
+    if not _has_pyarrow():
         return made, study.skipped, f"no {PARQUET}: it needs the package pyarrow"
     buffer = io.BytesIO()
     _plain(frame).to_parquet(buffer, engine="pyarrow", index=False)
     made.append(target / PARQUET)
     write_atomic(made[1], buffer.getvalue())
     return made, study.skipped, ""
+
+
+def _has_pyarrow() -> bool:
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def provenance(run: Run) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from ..tasks.checks import nearest
 from .arm_groups import Arm
 from .arms import StudyConfig, parse_arms
-from .config import OTHER_ITERATIONS, PRESETS, settings
+from .config import OTHER_ITERATIONS, PRESETS, rule_spec, settings
 from .optional import need
 from .tomlfile import SETTINGS, ConfigError, TomlFile, arm_tables, none_word
 
@@ -73,6 +73,11 @@ class Plan:
         rules = list(own["rules"]) if self.rules is None else self.rules
         if not rules:
             raise ValueError("rules: got none, expected some, such as bptt,eprop,mdgl,modprop")
+        for text in rules:
+            try:
+                rule_spec(text)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"rules: {error}") from error
         arms: list[Arm]
         if self.arm_tables is not None and self.file is not None:
             arms = arm_tables(self.file, self.arm_tables, base)
@@ -164,9 +169,7 @@ def _seeds(file: TomlFile) -> list[int] | None:
         return list(range(value))
     whole = isinstance(value, list) and all(type(v) is int and 0 <= v < 2**32 for v in value)
     if not whole or not value or len(set(value)) < len(value):
-        text = (
-            f"seeds: got {value!r}, expected a number of at least 1, or a list of seeds, each once"
-        )
+        text = f"seeds: got {value!r}, expected their number, or a list of them, each once"
         raise file.error(text, "seeds")
     return list(value)
 

@@ -119,7 +119,8 @@ def read_status(folder: str | Path) -> StudyStatus:
     place = Path(folder)
     study = load_study(place)
     runs = [_run_status(place, *entry) for entry in status(place)]
-    skipped = [one for one in read_study(place).skipped if one.path.endswith(RECORD)]
+    told = {f"{RUNS}/{run.run_id}/{RECORD}" for run in runs if run.state == "corrupt"}
+    skipped = [one for one in read_study(place).skipped if one.path not in told]
     return StudyStatus(place, study.settings.task, study.preset, runs, skipped)
 
 
@@ -172,7 +173,7 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 120:
         return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
     return f"{hours // 24} d {hours % 24} h"
