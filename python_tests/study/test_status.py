@@ -242,7 +242,7 @@ def test_parquet_where_pyarrow_is_there(
     assert [p.name for p in made] == ["runs.csv", "runs.parquet"] and not skipped and not note
     csv, parquet = pd.read_csv(made[0]), pd.read_parquet(made[1])
     assert list(csv.columns) == list(parquet.columns) and len(parquet) == 2
-    assert list(parquet["hash"])[0] == study.runs()[0].hash
+    assert parquet["hash"][0] == study.runs()[0].hash
     assert math.isclose(parquet["train_loss"][0], csv["train_loss"][0], rel_tol=1e-12)
 
 

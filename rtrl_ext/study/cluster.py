@@ -126,11 +126,7 @@ class StopEvent:
 
         try:
             return bool(Event(self._name, client=get_client()).is_set())
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        )::  # the scheduler is gone
+        except (OSError, RuntimeError, ValueError):  # the scheduler is gone
             return False
 
 
