@@ -216,6 +216,18 @@ def test_options_are_not_blamed_on_the_file(command: Command, tmp_path: Path) ->
         assert code == 2 and message in error and str(path) not in error
 
 
+def test_data_that_do_not_suffice_are_told_with_their_line(
+    command: Command, tmp_path: Path, digits: Path
+) -> None:
+    text = f"rules = 'bptt'\n[settings]\ndata = '{digits}'\ntrain_size = 5000\n"
+    path = written(tmp_path, text)
+    code, _, error = command("run", "--config", path, "--out", tmp_path / "s")
+    assert code == 2 and f"{path}: train_size: got 5000, expected 1 to 120 (line 4)" in error
+    code, _, error = command("run", "--config", path, "--out", tmp_path / "s", "--train-size=999")
+    assert code == 2 and "--train-size: got 999, expected 1 to 120" in error
+    assert not (tmp_path / "s").exists()
+
+
 def test_files_that_are_not_there(command: Command, tmp_path: Path) -> None:
     code, _, error = command("run", "--config", tmp_path / "no.toml", "--out", tmp_path / "s")
     assert code == 2 and f"--config: cannot read {tmp_path}/no.toml: No such file" in error

@@ -12,13 +12,13 @@ from ..study.online import set_rule
 from ..study.plan import Plan, defaults, dump, read_plan
 from ..study.runner import run_study
 from ..study.status import read_status
-from ..study.tomlfile import ConfigError
+from ..study.tomlfile import ConfigError, TomlFile
 from .options import UNSET, UsageError, preset_of, setting_overrides, usage_error
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Perform what is missing of a study."""
-    study = _study(arguments)
+    study, file = _study(arguments)
     if arguments.print_config:
         print(dump(study), end="")
         return 0
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         for sizes, one in {_sizes(r.settings): r for r in study.runs()}.items():
             data[sizes] = make_data(one.settings, one.seed).train
     except SettingError as error:
-        raise usage_error(error) from error
+        raise _blamed(error, arguments, file) from error
     for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
         network = make_model(one.settings, data[_sizes(one.settings)], 0)
         try:
@@ -101,9 +101,9 @@ def _sizes(settings: Settings) -> tuple[Any, ...]:
     )
 
 
-def _study(arguments: argparse.Namespace) -> StudyConfig:
-    """The study that file and options ask for; options go first."""
-    file = plan = None
+def _study(arguments: argparse.Namespace) -> tuple[StudyConfig, TomlFile | None]:
+    """The study that file and options ask for, of which options go first; and the file."""
+    file = None
     given = setting_overrides(arguments)
     task = given.pop("task")
     try:
@@ -116,27 +116,29 @@ def _study(arguments: argparse.Namespace) -> StudyConfig:
             settings=given,
         )
         if arguments.config is not None:
-            plan = read_plan(arguments.config)
-            file = plan.file
-            wanted = wanted.over(plan)
+            below = read_plan(arguments.config)
+            file = below.file
+            wanted = wanted.over(below)
         elif not (wanted.rules or defaults(wanted.preset or "quick", task)["rules"]):
             raise UsageError("--rules is required, for example --rules bptt,eprop,mdgl,modprop")
-        return wanted.study()
+        return wanted.study(), file
     except UsageError:
         raise
     except ConfigError as error:
         raise UsageError(f"--config: {error}") from error
     except (ValueError, TypeError, FileNotFoundError) as error:
-        name = str(error).partition(":")[0]
-        if file is not None and _from_file(name, arguments):
-            raise UsageError(f"--config: {file.place(error, name)}") from error
-        raise usage_error(error) from error
+        raise _blamed(error, arguments, file) from error
 
 
-def _from_file(name: str, arguments: argparse.Namespace) -> bool:
-    """Whether what goes by ``name`` was not given as an option, so that it is the file's."""
+def _blamed(error: Exception, arguments: argparse.Namespace, file: TomlFile | None) -> UsageError:
+    """The error about a setting with the place where it was given: a line of the file or an
+    option.
+    """
+    name = str(error).partition(":")[0]
     given = getattr(arguments, f"set_{name}", getattr(arguments, name, None))
-    return given is None or given is UNSET
+    if file is None or not (given is None or given is UNSET):
+        return usage_error(error)
+    return UsageError(f"--config: {file.place(error, name)}")
 
 
 def _rules(text: str) -> list[str]:

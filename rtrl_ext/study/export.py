@@ -5,9 +5,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from .load import Run, Skipped, read_study
+from .load import Skipped, read_study
 from .matched import matched_table
-from .optional import need
 from .records import writable_folder, write_atomic
 from .tables import runs_frame
 
@@ -21,7 +20,7 @@ def export_study(
 
     One row per run that the study asks for, missing ones too: outcome, final measures, measures at
     matched training loss (columns such as ``gap_loss_at_0.3``), and what made it: hash, versions,
-    configuration (see `provenance`). ``out`` gets the files (default: the study's folder).
+    configuration (see `provenance.provenance`). ``out`` gets the files (default: the study's own).
 
     Returns:
         The files written; the files of the study that can't be used; a note if there is no Parquet.
@@ -35,8 +34,7 @@ def export_study(
     target = study.folder if out is None else Path(out)
     if target.exists() and not target.is_dir():
         raise ValueError(f"out: {target} is a file, expected a folder")
-    pandas = need("pandas", "the table of runs")
-    frame = with_provenance(runs_frame(study, matched_table(study.runs)), study.runs, pandas)
+    frame = runs_frame(study, matched_table(study.runs))
     writable_folder(target)
     made = [target / CSV]
     write_atomic(made[0], frame.to_csv(index=False, lineterminator="\n"))
@@ -51,24 +49,6 @@ def export_study(
 
 def _has_pyarrow() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
-
-
-def provenance(run: Run) -> dict[str, Any]:
-    """What made a run: ``hash``, ``version_PACKAGE`` for each package, ``config_SETTING`` for
-    each setting.
-    """
-    found: dict[str, Any] = {"hash": run.hash}
-    found |= {f"version_{name}": text for name, text in sorted(run.versions.items())}
-    return found | {f"config_{name}": value for name, value in sorted(run.config.items())}
-
-
-def with_provenance(frame: Any, runs: list[Run], pandas: Any) -> Any:
-    """The table of runs with the columns of `provenance`, empty for runs that are missing."""
-    if not runs:
-        return frame
-    made = {run.run_id: provenance(run) for run in runs}
-    rows = [made.get(run_id, {}) for run_id in frame["run_id"]]
-    return pandas.concat([frame, pandas.DataFrame(rows, index=frame.index)], axis=1)
 
 
 def _plain(frame: Any) -> Any:

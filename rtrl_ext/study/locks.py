@@ -75,6 +75,9 @@ class Claim:
                 mine = json.dumps({"machine": machine(), "pid": os.getpid(), "since": time.time()})
                 os.ftruncate(file, 0)
                 os.pwrite(file, mine.encode(), 0)
+        except OSError as error:
+            os.close(file)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         except BaseException:
             os.close(file)
             raise
