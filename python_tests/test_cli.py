@@ -81,6 +81,8 @@ def failed(result: tuple[int, str, str], code: int, *parts: str) -> None:
         "study run",
         "study status",
         "study report",
+        "study config",
+        "study export",
         "bench",
     ],
 )
@@ -152,6 +154,16 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["study", "run", "--rules", "a,b", "--out", "x"], "unknown rule 'a'"),
         (["study", "run", "--rules", "bptt", "--arms", "c", "--out", "x"], "arms: got 'c'"),
         (["study", "run", "--rules", "bptt", "--workers", "0", "--out", "x"], "--workers: got 0"),
+        (["study", "run", "--dask", "h:1", "--workers", "2", "--out", "x"], "not allowed with"),
+        (["study", "run", "--dask-timeout", "nan", "--out", "x"], "--dask-timeout: got nan, expec"),
+        (["study", "run", "--rules", "bptt", "--dask", "here", "--out", "x"], "--dask: got 'here'"),
+        (["study", "run", "--rules", ",", "--out", "x"], "--rules is required"),
+        (["study", "run", "--config"], "--config: expected one argument"),
+        (["study", "run", "--config", "x.toml", "--out", "x"], "--config: cannot read x.toml: No "),
+        (["study", "run", "--config", "quik", "--out", "x"], "did you mean 'quick'?"),
+        (["study", "run", "--config", "quick"], "required: --out"),
+        (["study", "export"], "required: DIR"),
+        (["study", "status", "x", "y"], "unrecognized arguments: y"),
         (["study"], "required: COMMAND"),
         (["train", "--rule", "bptt", "--stop-loss", "nan"], "--stop-loss: got nan, expected a fin"),
         (["train", "--rule", "bptt", "--stop-loss=-1"], "--stop-loss: got -1.0, expected a fin"),
@@ -398,7 +410,7 @@ def test_interrupt_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_status_and_report_need_a_study(run: Run, tmp_path: Path) -> None:
-    for part in ("status", "report"):
+    for part in ("status", "report", "config", "export"):
         failed(run("study", part, tmp_path), 1, "holds no study")
 
 

@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.out:
         raise UsageError("the following arguments are required: --out")
+    if arguments.dask is not None:
+        _check_address(arguments.dask)
     # bad data, sizes or rules are told before a folder is made
     data = {}
     try:
@@ -68,25 +70,22 @@ def _on_cluster(arguments: argparse.Namespace, study: StudyConfig) -> tuple[Path
     """Perform a study on the Dask cluster that was named."""
     from ..study.cluster import connect
 
-    try:
-        address = checked_address(arguments.dask)
-    except ValueError as error:
-        raise UsageError(f"--dask: {error}") from error
-    with connect(address, arguments.dask_timeout) as cluster:
+    with connect(arguments.dask, arguments.dask_timeout) as cluster:
         folder = open_study(arguments.out, study, extend=arguments.extend)
         cluster.check_folder(folder.resolve())
         # so many at a time that no worker waits for this process
         return folder, run_study(folder, study, workers=max(64, 2 * cluster.size), executor=cluster)
 
 
-def checked_address(text: str) -> str:
-    """``HOST:PORT`` or ``PROTOCOL://HOST:PORT``; ``ValueError`` if it is neither."""
+def _check_address(text: str) -> None:
+    """`UsageError` if it is neither ``HOST:PORT`` nor ``PROTOCOL://HOST:PORT``."""
     protocol, _, rest = text.rpartition("://")
     host, colon, port = rest.rpartition(":")
     known = ("", "tcp", "tls", "ws", "wss", "ucx")
     if protocol not in known or not host or not colon or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"got {text!r}, expected a scheduler's address such as tcp://HOST:8786")
-    return text
+        raise UsageError(
+            f"--dask: got {text!r}, expected a scheduler's address such as tcp://HOST:8786"
+        )
 
 
 def _sizes(settings: Settings) -> tuple[Any, ...]:
