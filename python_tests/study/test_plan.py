@@ -222,7 +222,11 @@ def test_data_that_do_not_suffice_are_told_with_their_line(
     text = f"rules = 'bptt'\n[settings]\ndata = '{digits}'\ntrain_size = 5000\n"
     path = written(tmp_path, text)
     code, _, error = command("run", "--config", path, "--out", tmp_path / "s")
-    assert code == 2 and f"{path}: train_size: got 5000, expected 1 to 120 (line 4)" in error
+    assert (
+        code == 2
+        and f"{path}: train_size: got 5000, expected 1 to 120, the" in error
+        and "(line 4)" in error
+    )
     code, _, error = command("run", "--config", path, "--out", tmp_path / "s", "--train-size=999")
     assert code == 2 and "--train-size: got 999, expected 1 to 120" in error
     assert not (tmp_path / "s").exists()
