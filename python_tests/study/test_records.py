@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rtrl_ext.study.locks import Claim
 from rtrl_ext.study.progress import last_row
 from rtrl_ext.study.records import (
     COLUMNS,
-    Claim,
     RunLog,
     read_json,
     read_record,
@@ -74,7 +74,7 @@ def test_lock_is_exclusive_and_comes_back(tmp_path: Path) -> None:
 def test_lock_is_released_when_its_holder_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (
-        "import sys, time; from pathlib import Path; from rtrl_ext.study.records import Claim\n"
+        "import sys, time; from pathlib import Path; from rtrl_ext.study.locks import Claim\n"
         f"c = Claim(Path({str(path)!r})); print(c.take(), flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -18,8 +18,9 @@ import pytest
 from rtrl_ext.study import config, runner, worker
 from rtrl_ext.study.arms import StudyConfig
 from rtrl_ext.study.folder import load_study, open_study, status
+from rtrl_ext.study.locks import Claim
 from rtrl_ext.study.progress import Display
-from rtrl_ext.study.records import COLUMNS, LOCK, RUNS, Claim, read_record
+from rtrl_ext.study.records import COLUMNS, LOCK, RUNS, read_record
 from rtrl_ext.study.runner import StudyError, run_study
 
 Make = Callable[..., StudyConfig]
@@ -123,7 +124,7 @@ def test_missing_runs_are_finished_and_others_left_alone(tmp_path: Path, make: M
     (run / "log.csv").write_text("iteration,train_loss\n0,1")  # as if killed while writing
     (run / ".record.json.1.tmp").write_text("{")
     before = {k: v for k, v in files(tmp_path).items() if run.name not in k}
-    assert [s for _, s, _ in status(tmp_path)].count("missing") == 1
+    assert [s for _, s, _ in status(tmp_path)].count("waiting") == 1
     perform(tmp_path, study)
     assert {k: v for k, v in files(tmp_path).items() if run.name not in k} == before
     assert numbers(tmp_path) == whole
@@ -169,7 +170,7 @@ def test_run_that_another_process_holds_is_left_to_it(tmp_path: Path, make: Make
     assert worker.run_one(str(tmp_path), run.to_dict()) == "busy"
     assert [s for _, s, _ in status(tmp_path)] == ["running"]
     claim.release()
-    assert [s for _, s, _ in status(tmp_path)] == ["missing"]
+    assert [s for _, s, _ in status(tmp_path)] == ["waiting"]
     assert worker.run_one(str(tmp_path), run.to_dict()) == "finished"
 
 

@@ -1,50 +1,91 @@
-"""``rtrl-ext study run | status | report``."""
+"""``rtrl-ext study run | config | report``."""
 
 import argparse
-from collections.abc import Iterator
-from concurrent.futures import Executor
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..study.arms import StudyConfig, demo
+from ..study.arms import StudyConfig
 from ..study.config import SettingError, Settings
-from ..study.folder import load_study, open_study, status
+from ..study.folder import load_study, open_study
 from ..study.network import make_data, make_model
 from ..study.online import set_rule
-from ..study.progress import describe, label
+from ..study.plan import Plan, defaults, dump, read_plan
 from ..study.runner import run_study
-from .options import UsageError, preset_of, setting_overrides, usage_error
+from ..study.status import read_status
+from ..study.tomlfile import ConfigError, TomlFile
+from .options import UNSET, UsageError, preset_of, setting_overrides, usage_error
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Perform what is missing of a study."""
-    study = _study(arguments)
+    study, file = _study(arguments)
+    if arguments.print_config:
+        print(dump(study), end="")
+        return 0
+    if not arguments.out:
+        raise UsageError("the following arguments are required: --out")
+    if arguments.dask is not None:
+        _check_address(arguments.dask)
     # bad data, sizes or rules are told before a folder is made
     data = {}
     try:
         for sizes, one in {_sizes(r.settings): r for r in study.runs()}.items():
             data[sizes] = make_data(one.settings, one.seed).train
     except SettingError as error:
-        raise usage_error(error) from error
+        raise _blamed(error, arguments, file) from error
     for one in {(r.rule_spec, r.kind): r for r in study.runs()}.values():
         network = make_model(one.settings, data[_sizes(one.settings)], 0)
         try:
             set_rule(network, one)
         except (ValueError, TypeError) as error:
             raise UsageError(f"--rules: {error}") from error
-    with _dask(arguments.dask) if arguments.dask else nullcontext() as executor:
+    if arguments.dask:
+        folder, counts = _on_cluster(arguments, study)
+    else:
         folder = open_study(arguments.out, study, extend=arguments.extend)
-        counts = run_study(folder, study, workers=arguments.workers, executor=executor)
+        counts = run_study(folder, study, workers=arguments.workers)
     total = sum(counts.values())
     parts = [f"{value} {name}" for name, value in counts.items() if value]
     print(f"{total} runs: {', '.join(parts)}; next: rtrl-ext study report {folder}")
+    if sum(counts.get(state, 0) for state in ("failed", "waiting", "corrupt")):
+        raise RuntimeError(_unfinished(folder, counts))
+    return 0
+
+
+def _unfinished(folder: Path, counts: dict[str, int]) -> str:
+    """Why a study is not complete, and what to do."""
+    texts = []
     if counts["failed"] or counts["waiting"]:
-        raise RuntimeError(
+        texts.append(
             f"{counts['failed']} runs failed and {counts['waiting']} wait for them; see "
             f"'rtrl-ext study status {folder}'; the same command tries them again"
         )
-    return 0
+    if counts.get("corrupt"):
+        faults = [str(r.error) for r in read_status(folder).runs if r.state == "corrupt"]
+        texts += faults[:3] + ([f"and {len(faults) - 3} more"] if len(faults) > 3 else [])
+    return "; ".join(texts)
+
+
+def _on_cluster(arguments: argparse.Namespace, study: StudyConfig) -> tuple[Path, dict[str, int]]:
+    """Perform a study on the Dask cluster that was named."""
+    from ..study.cluster import connect
+
+    with connect(arguments.dask, arguments.dask_timeout) as cluster:
+        folder = open_study(arguments.out, study, extend=arguments.extend)
+        cluster.check_folder(folder.resolve())
+        # so many at a time that no worker waits for this process
+        return folder, run_study(folder, study, workers=max(64, 2 * cluster.size), executor=cluster)
+
+
+def _check_address(text: str) -> None:
+    """`UsageError` if it is neither ``HOST:PORT`` nor ``PROTOCOL://HOST:PORT``."""
+    protocol, _, rest = text.rpartition("://")
+    host, colon, port = rest.rpartition(":")
+    known = ("", "tcp", "tls", "ws", "wss", "ucx")
+    if protocol not in known or not host or not colon or not port.isdigit() or int(port) > 65535:
+        raise UsageError(
+            f"--dask: got {text!r}, expected a scheduler's address such as tcp://HOST:8786"
+        )
 
 
 def _sizes(settings: Settings) -> tuple[Any, ...]:
@@ -59,71 +100,48 @@ def _sizes(settings: Settings) -> tuple[Any, ...]:
     )
 
 
-def _study(arguments: argparse.Namespace) -> StudyConfig:
-    overrides: dict[str, Any] = setting_overrides(arguments)
+def _study(arguments: argparse.Namespace) -> tuple[StudyConfig, TomlFile | None]:
+    """The study that file and options ask for, of which options go first; and the file."""
+    file = None
+    given = setting_overrides(arguments)
+    task = given.pop("task")
     try:
-        if arguments.demo:
-            if arguments.quick or arguments.paper:
-                other = "--paper" if arguments.paper else "--quick"
-                raise UsageError(f"--demo: not allowed with {other}")
-            fixed = demo()
-            rules = _rules(arguments.rules) if arguments.rules else list(fixed.rules)
-            return StudyConfig.make(
-                rules, seeds=arguments.seeds or len(fixed.seeds), preset="demo",
-                arms=arguments.arms or "rule,bptt-rho", **overrides,
-            )  # fmt: skip
-        if not arguments.rules:
+        wanted = Plan(
+            task=task if arguments.task else None,
+            preset=preset_of(arguments, None),
+            rules=_rules(arguments.rules) if arguments.rules is not None else None,
+            seeds=list(range(arguments.seeds)) if arguments.seeds else None,
+            arms=arguments.arms,
+            settings=given,
+        )
+        if arguments.config is not None:
+            below = read_plan(arguments.config)
+            file = below.file
+            wanted = wanted.over(below)
+        elif not (wanted.rules or defaults(wanted.preset or "quick", task)["rules"]):
             raise UsageError("--rules is required, for example --rules bptt,eprop,mdgl,modprop")
-        return StudyConfig.make(
-            _rules(arguments.rules), seeds=1 if arguments.seeds is None else arguments.seeds,
-            preset=preset_of(arguments), arms=arguments.arms or "rule", **overrides,
-        )  # fmt: skip
+        return wanted.study(), file
     except UsageError:
         raise
+    except ConfigError as error:
+        raise UsageError(f"--config: {error}") from error
     except (ValueError, TypeError, FileNotFoundError) as error:
-        raise usage_error(error) from error
+        raise _blamed(error, arguments, file) from error
+
+
+def _blamed(error: Exception, arguments: argparse.Namespace, file: TomlFile | None) -> UsageError:
+    """The error about a setting with the place where it was given: a line of the file or an
+    option.
+    """
+    name = str(error).partition(":")[0]
+    given = getattr(arguments, f"set_{name}", getattr(arguments, name, None))
+    if file is None or not (given is None or given is UNSET):
+        return usage_error(error)
+    return UsageError(f"--config: {file.place(error, name)}")
 
 
 def _rules(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-@contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError(
-            "--dask needs the package distributed: pip install distributed"
-        ) from error
-    client = Client(address)
-    try:
-        yield client.get_executor()
-    finally:
-        client.close()
-
-
-def show_status(arguments: argparse.Namespace) -> int:
-    """Print each run's state and how far it is."""
-    rows = status(arguments.folder)
-    study = load_study(arguments.folder)
-    width = max(len(label(one)) for one, _, _ in rows)
-    for one, state, known in rows:
-        if state in ("finished", "diverged", "failed"):
-            text = describe(state, known)
-        elif state == "corrupt":
-            text = f"corrupt, {known['error']}"
-        elif state == "running" and known:
-            limit = one.settings.iterations
-            text = f"running, iteration {known['iteration']:.0f} of at most {limit}, "
-            text += f"train loss {known['train_loss']:.4g}"
-        else:
-            text = state
-        print(f"{label(one):{width}}  {text}")
-    states = [state for _, state, _ in rows]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    print(f"{len(rows)} runs of a {study.preset} study on {study.settings.task}: {counts}")
-    return 0
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -135,4 +153,10 @@ def report(arguments: argparse.Namespace) -> int:
     path = write_report(Path(arguments.folder), out)
     print(summary_text(Path(arguments.folder)))
     print(f"\nreport: {path.resolve()}")
+    return 0
+
+
+def config(arguments: argparse.Namespace) -> int:
+    """Print the complete configuration of the study in a folder as TOML."""
+    print(dump(load_study(arguments.folder)), end="")
     return 0

@@ -9,12 +9,12 @@ import torch
 
 from ..study.config import RunConfig, SettingError, rule_spec, settings, versions
 from ..study.folder import differences
+from ..study.locks import Claim
 from ..study.network import make_data
 from ..study.progress import describe, label
 from ..study.records import (
     LOCK,
     RECORD,
-    Claim,
     read_json,
     read_record,
     writable_folder,

@@ -1,7 +1,6 @@
 """Which runs a study consists of."""
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from .config import (
 )
 from .config import versions as current_versions
 from .online import check_online
+from .tomlfile import ConfigError, TomlFile, arm_tables
 
 FORMAT = 1
 
@@ -61,32 +61,12 @@ def _settings_of(arm: Arm, base: Settings) -> Settings:
 
 def _toml_arms(path: Path, base: Settings) -> list[Arm]:
     try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise FileNotFoundError(f"arms: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"arms: {path} is not TOML: {error}") from error
-    entries = table.get("arm")
-    if not isinstance(entries, list) or not entries or set(table) != {"arm"}:
-        raise ValueError(
-            f"arms: {path}: expected tables [[arm]], each with a name, and nothing else"
-        )
-    arms = []
-    for entry in entries:
-        rest = dict(entry)
-        name = rest.pop("name", None)
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"arms: {path}: an [[arm]] has no name")
-        kind = rest.pop("kind", name if name in KINDS else "rule")
-        try:
-            settings("quick", **{**dataclasses.asdict(base), **rest})
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"arms: {path}: {name!r}: {error}") from error
-        try:
-            arms.append(Arm(name, kind, rest))
-        except ValueError as error:
-            raise ValueError(f"arms: {path}: {error}") from error
-    return _unique(arms)
+        file = TomlFile(path)
+        file.known(file.values, ("arm",))
+        return arm_tables(file, file.values.get("arm"), base)
+    except ConfigError as error:
+        kind = FileNotFoundError if isinstance(error.__cause__, OSError) else ValueError
+        raise kind(f"arms: {error}") from error
 
 
 def _unique(arms: list[Arm]) -> list[Arm]:

@@ -5,13 +5,13 @@ from typing import Any
 
 from .arms import FORMAT, StudyConfig
 from .config import RunConfig
+from .locks import Claim
 from .progress import last_row
 from .records import (
     LOCK,
     LOG,
     RUNS,
     STUDY,
-    Claim,
     read_json,
     read_record,
     writable_folder,
@@ -117,7 +117,7 @@ def status(folder: str | Path) -> list[tuple[RunConfig, str, dict[str, Any]]]:
     """Each run with its state and what is known of it.
 
     States: ``finished``, ``diverged``, ``failed`` (with the record), ``running`` (with the newest
-    row of its log), ``missing``, ``corrupt`` (with the reason as ``error``).
+    row of its log), ``waiting``, ``corrupt`` (with the reason as ``error``).
     """
     place = Path(folder)
     result: list[tuple[RunConfig, str, dict[str, Any]]] = []
@@ -142,5 +142,5 @@ def status(folder: str | Path) -> list[tuple[RunConfig, str, dict[str, Any]]]:
         elif Claim.held(path / LOCK):
             result.append((run, "running", dict(last_row(path / LOG))))
         else:
-            result.append((run, "missing", {}))
+            result.append((run, "waiting", {}))
     return result

@@ -32,6 +32,7 @@ class Run:
     final: dict[str, float] = field(default_factory=dict)
     seconds: float = math.nan
     log: dict[str, Array] = field(default_factory=dict)
+    hash: str = ""
 
     @property
     def group(self) -> tuple[str, str]:
@@ -181,6 +182,7 @@ def _read_run(path: Path) -> Run:
         versions={str(k): str(v) for k, v in values["versions"].items()},
         final={str(k): number(v) for k, v in values["final"].items()},
         seconds=number(values.get("seconds")),
+        hash=str(values.get("hash", "")),
     )
 
 

@@ -10,6 +10,7 @@ _POWER = {"stop_loss": None, "alignment_every": 10, "curvature": "power", "final
 #: what differs from the defaults of `Settings`, for seqmnist
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
+    "full": {},
     "demo": {"iterations": 1200, "alignment_every": 10},
     "paper": {
         **_POWER, "leak": 1.0, "batch_size": 256, "lr": 1e-2, "l2": 1e-2, "train_size": 4000,

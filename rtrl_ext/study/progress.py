@@ -61,6 +61,10 @@ class Display:
         self.folder, self._total, self._done = folder, len(runs), len(over)
         self._line(f"{len(runs)} runs, {len(over)} of them done before")
 
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        self._line(text)
+
     def start(self, run: RunConfig) -> None:
         """A run has been handed to a worker."""
 

@@ -1,14 +1,18 @@
-"""Files of a study: written whole or not at all, locked by the operating system."""
+"""Files of a study: written whole or not at all."""
 
+import contextlib
 import csv
-import fcntl
+import errno
 import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
+
+from .locks import unique
 
 COLUMNS = (
     "iteration", "train_loss", "train_acc", "test_loss", "test_acc", "shift_loss", "shift_acc",
@@ -24,17 +28,66 @@ LOCK = "lock"
 STUDY = "study.json"
 RUNS = "runs"
 STATUSES = ("finished", "diverged", "failed")
+#: states in which a run is over; a failed one is tried again by the next command
+OVER = ("finished", "diverged")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that, at any moment, it has either its old content or all of the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file so that, at any moment, it has either its old content or all of the new.
+
+    ``OSError`` names the file that couldn't be written; nothing of it is left behind.
+    """
+    with _written(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A temporary file beside ``path`` that is safely on disk, gone afterwards."""
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with named_errors(path):
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it has been renamed, usually
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """``OSError`` in the body says which file it was about."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def publish(run: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a run's record unless the run has one that says it is over; the record that is there.
+
+    The file appears whole and, by ``link(2)``, only once, on every machine that sees the folder:
+    whoever else did the same run finds it done. (On file systems without hard links the last one
+    is kept; the same configuration and seed give the same numbers.)
+    """
+    path = run / RECORD
+    with _written(path, json.dumps(clean(record), indent=1, allow_nan=False) + "\n") as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            found = read_record(run)
+            if found is not None and found["status"] in OVER:
+                return found
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            os.replace(temporary, path)
+    return clean(record)  # type: ignore[no-any-return]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,8 +109,8 @@ def clean(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ``ValueError`` says which file is not one."""
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_bytes())
+    except (RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: corrupt file: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: corrupt file: expected a JSON object")
@@ -76,6 +129,8 @@ def read_record(run: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{error}; {_CORRUPT}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read it: {error.strerror}; {_CORRUPT}") from error
     reason = record_fault(record)
     if reason:
         raise ValueError(f"{path}: {reason}; {_CORRUPT}")
@@ -98,6 +153,14 @@ def record_fault(values: Mapping[str, Any]) -> str:
     return ""
 
 
+#: what a run asks at each row of its log: whether it shall end before its time
+STOP: ContextVar[Callable[[], bool] | None] = ContextVar("STOP", default=None)
+
+
+class Stopped(BaseException):
+    """A run was asked to end before its time. It leaves no record."""
+
+
 class RunLog:
     """``log.csv`` of a run: one row per evaluation, empty where a column was not measured.
 
@@ -110,12 +173,21 @@ class RunLog:
         self._rows: list[dict[str, Any]] = []
         self._stream: TextIO = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.DictWriter(self._stream, COLUMNS, lineterminator="\n")
-        self._writer.writeheader()
-        self._stream.flush()
         self._row: dict[str, Any] | None = None
+        try:
+            with named_errors(path):
+                self._writer.writeheader()
+                self._stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            raise
 
     def add(self, row: dict[str, Any]) -> None:
-        """Begin a new row and write the one before it."""
+        """Begin a new row and write the one before it; `Stopped` if `STOP` says so."""
+        asked = STOP.get()
+        if asked is not None and asked():
+            raise Stopped
         self._write()
         self._row = row
 
@@ -128,8 +200,11 @@ class RunLog:
 
     def close(self) -> None:
         """Write the newest row, bring the others up to date, and close the file."""
-        self._write()
-        self._stream.close()
+        try:
+            self._write()
+        finally:
+            with named_errors(self._path):
+                self._stream.close()
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -138,54 +213,17 @@ class RunLog:
 
     def _write(self) -> None:
         if self._row is not None:
-            self._rows.append(self._row)
-            self._writer.writerow({k: _cell(v) for k, v in self._row.items()})
-            self._stream.flush()
-            self._row = None
+            row, self._row = self._row, None
+            self._rows.append(row)
+            with named_errors(self._path):
+                self._writer.writerow({k: _cell(v) for k, v in row.items()})
+                self._stream.flush()
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.9g}"
-
-
-class Claim:
-    """An exclusive lock on a file that the operating system releases when its holder dies."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-
-    def take(self) -> bool:
-        """Take the lock if it is free; whether it was."""
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return False
-        except OSError:
-            os.close(file)
-            raise
-        self._file = file
-        return True
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    @staticmethod
-    def held(path: Path) -> bool:
-        """Whether somebody holds the lock now."""
-        if not path.exists():
-            return False
-        claim = Claim(path)
-        free = claim.take()
-        claim.release()
-        return not free
 
 
 def writable_folder(path: Path) -> None:

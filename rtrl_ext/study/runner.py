@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +16,8 @@ from types import FrameType
 from .arms import StudyConfig
 from .config import RunConfig
 from .progress import Display, make_display
-from .records import RUNS, read_record
-from .worker import OVER, initialize, run_one
+from .records import OVER, RUNS, read_record
+from .worker import WorkerError, initialize, record_failure, run_one
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 1.0
@@ -46,11 +46,13 @@ def run_study(
             error).
 
     Returns:
-        How many runs are ``finished``, ``diverged``, ``failed`` and ``waiting`` (for a failed one),
-        of all.
+        How many runs are ``finished``, ``diverged``, ``failed`` and ``waiting`` (for one that is
+        not over), of all; and ``corrupt``, if a run's record is none: it is named, left as it is,
+        and the run not performed.
 
     Raises:
-        StudyError: a worker process died.
+        StudyError: a worker process died, can't do the runs of this study, or can't write a file
+            (a full disk, perhaps); finished runs are kept.
         KeyboardInterrupt: after the workers have been ended.
     """
     place = Path(folder).resolve()  # workers elsewhere have another current folder
@@ -79,11 +81,20 @@ class _Scheduler:
         needed = {run.paired for run in runs}
         # runs that others wait for go first
         self._order = sorted(self._by_id, key=lambda run_id: run_id not in needed)
+        unreadable: list[str] = []
         for run_id in self._by_id:
-            record = read_record(folder / RUNS / run_id)
+            try:
+                record = read_record(folder / RUNS / run_id)
+            except ValueError as error:
+                self._state[run_id] = "corrupt"
+                unreadable.append(str(error))
+                continue
             if record is not None and record["status"] in OVER:
                 self._state[run_id] = record["status"]
-        display.begin(folder, runs, [self._by_id[run_id] for run_id in self._state])
+        over = [run_id for run_id, state in self._state.items() if state in OVER]
+        display.begin(folder, runs, [self._by_id[run_id] for run_id in over])
+        for text in unreadable:
+            display.note(f"left out: {text}")
 
     def unfinished(self) -> list[str]:
         """Runs that are neither over nor failed."""
@@ -92,7 +103,8 @@ class _Scheduler:
     def counts(self) -> dict[str, int]:
         found = {"finished": 0, "diverged": 0, "failed": 0, "waiting": 0}
         for run_id in self._by_id:
-            found[self._state.get(run_id, "waiting")] += 1
+            state = self._state.get(run_id, "waiting")
+            found[state] = found.get(state, 0) + 1
         return found
 
     def loop(self, executor: Executor, limit: int) -> None:
@@ -107,7 +119,9 @@ class _Scheduler:
                 for run_id in self._ready(set(active.values()))[: limit - len(active)]:
                     run = self._by_id[run_id]
                     with _sigint_held():  # a worker started here inherits it
-                        future = executor.submit(run_one, str(self._folder), run.to_dict())
+                        future = executor.submit(
+                            run_one, str(self._folder), run.to_dict(), run.run_id
+                        )
                     active[future] = run_id
                     self._display.start(run)
                 if not active and not self._ready_later():
@@ -118,20 +132,37 @@ class _Scheduler:
                 if not active:
                     time.sleep(POLL_SECONDS)
                 for future in done:
-                    self._finish(active.pop(future), future.result())
+                    run_id = active.pop(future)
+                    self._finish(run_id, self._result(run_id, future))
                 self._display.poll()
-        except BrokenProcessPool as error:
-            raise StudyError(
-                "a worker process was killed from outside (lack of memory, perhaps); finished "
-                "runs are kept, and the same command goes on from here"
-            ) from error
         finally:
             for future in active:
                 future.cancel()
 
+    def _result(self, run_id: str, future: "Future[str]") -> str:
+        """How a run ended; `StudyError` if its worker could not say."""
+        kept = "finished runs are kept, and the same command goes on from here"
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise StudyError(
+                f"a worker process was killed from outside (lack of memory, perhaps); {kept}"
+            ) from error
+        except CancelledError as error:
+            raise StudyError(f"the workers' scheduler is gone; {kept}") from error
+        except WorkerError as error:
+            raise StudyError(f"{error}; {kept}") from error
+        except ImportError as error:
+            raise StudyError(f"a worker lacks a package: {error}; {kept}") from error
+        except (OSError, ValueError) as error:
+            raise StudyError(f"{error}; {kept}") from error
+        except Exception as error:  # its process died again and again, perhaps
+            reason = f"{type(error).__name__}: {error}"
+            return record_failure(self._folder, self._by_id[run_id], reason)
+
     def _finish(self, run_id: str, state: str) -> None:
         run = self._by_id[run_id]
-        if state == "busy":
+        if state in ("busy", "stopped"):
             self._not_before[run_id] = time.monotonic() + RETRY_SECONDS
             self._display.stop(run, "busy", None)
             return

@@ -10,6 +10,7 @@ import numpy as np
 from .load import REFERENCE, RecordedStudy, Run
 from .matched import CROSSED, NEVER
 from .optional import need
+from .provenance import with_provenance
 
 RULE_NAMES = {
     "bptt": "BPTT", "tbptt": "TBPTT", "immediate": "Immediate", "eprop": "e-prop",
@@ -237,7 +238,8 @@ def reach_summary(study: RecordedStudy, table: Any, levels: Sequence[float]) -> 
 
 def runs_frame(study: RecordedStudy, table: Any) -> Any:
     """One row per run the study asks for (missing ones too): outcome, final measures, and per
-    level the measures at matched training loss in columns named ``gap_loss_at_0.3``.
+    level the measures at matched training loss in columns named ``gap_loss_at_0.3``; then hash,
+    versions and configuration (see `provenance.provenance`).
     """
     pandas = need("pandas", "runs.csv")
     finals = dict.fromkeys(key for key, _, _ in FINAL_COLUMNS if not key.startswith("gap"))
@@ -262,7 +264,7 @@ def runs_frame(study: RecordedStudy, table: Any) -> Any:
         {"arm": m.arm, "rule": m.rule, "seed": m.seed, "status": "missing"} for m in study.missing
     ]
     head = ["arm", "rule", "seed", "status", "run_id", "lr", "seconds"]
-    return pandas.DataFrame(rows, columns=None if rows else head)
+    return with_provenance(pandas.DataFrame(rows, columns=None if rows else head), study.runs)
 
 
 def censored_total(table: Any, arm: str, level: float) -> int:

@@ -22,7 +22,7 @@ from .geometry import largest_exponent
 from .measures import GradientQuality, evaluate
 from .network import Classifier, make_data, make_model, training_rule
 from .online import OnlineUpdates, set_rule
-from .records import DENSITY, LOG, MODEL, RECORD, RunLog, write_atomic, write_json
+from .records import DENSITY, LOG, MODEL, RunLog, publish, write_atomic
 from .updates import Diverged, LabelNoise, NoisyUpdates, Updates
 
 ORDER_SEED = 1_000_003  # batch order and initialisation draw from different generators
@@ -257,8 +257,7 @@ def perform(run: RunConfig, folder: Path, lr: float) -> dict[str, Any]:
     record = make_record(run, training.status, final, lr)
     record["timing"] = {name: round(value, 4) for name, value in training.seconds.items()}
     record["seconds"] = round(time.perf_counter() - began, 3)
-    write_json(folder / RECORD, record)
-    return record
+    return publish(folder, record)
 
 
 def make_record(
