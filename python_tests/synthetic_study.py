@@ -31,13 +31,23 @@ def write_study(
     sharpness: dict[str, float] | None = None,
     diverge: tuple[tuple[str, str, int], ...] = (),
     leave_out: tuple[tuple[str, str, int], ...] = (),
+    entries: dict[str, dict[str, Any]] | None = None,
+    cures: dict[str, tuple[float, float]] | None = None,
+    task: str = "seqmnist",
+    without: tuple[str, ...] = (),
 ) -> Path:
     """Write a whole study; ``stop``, ``gap``, ``sharpness`` are by rule (end loss, added gap,
     factor of λ₁).
+
+    ``entries``: kind and settings by arm. An arm with a step size of its own ends with λ₁ near its
+    stability limit. ``cures``: added gap and factor of λ₁ by arm. ``without``: what isn't measured,
+    among ``acc`` and ``lambda1`` (then there is sharpness by perturbation at the end).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    known = {**{a: {"kind": k} for a, k in KINDS.items()}, **(entries or {})}
     config = {
-        "task": "seqmnist",
+        "task": task,
+        "shift_noise": 0.2 if task == "seqmnist" else 0.0,
         "lr": 0.03,
         "l2": 1e-4,
         "leak": 0.5,
@@ -45,28 +55,32 @@ def write_study(
         "momentum": 0.0,
     }
     study = {
-        "format": 1, "task": "seqmnist", "rules": list(rules), "arms": list(arms),
-        "arm_settings": {a: {"kind": KINDS[a]} for a in arms}, "seeds": list(range(seeds)),
+        "format": 1, "task": task, "rules": list(rules), "arms": list(arms),
+        "arm_settings": {a: known[a] for a in arms}, "seeds": list(range(seeds)),
         "preset": preset, "config": config, "versions": VERSIONS, "hash": "0" * 12,
     }  # fmt: skip
     (folder / "study.json").write_text(json.dumps(study))
     for seed in range(seeds):
         for rule in rules:
             for arm in arms:
-                if (arm != "rule" and rule == "bptt") or (arm, rule, seed) in leave_out:
+                plain = known[arm].get("kind", "rule") == "rule"
+                if (not plain and rule == "bptt") or (arm, rule, seed) in leave_out:
                     continue
+                more, factor = (cures or {}).get(arm, (0.0, 1.0))
                 write_run(
-                    folder, arm, rule, seed, config=config,
-                    stop=(stop or {}).get(rule, 0.28), gap=(gap or {}).get(rule, 0.0),
-                    sharpness=(sharpness or {}).get(rule, 1.0),
-                    diverged=(arm, rule, seed) in diverge,
+                    folder, arm, rule, seed, config={**config, **known[arm]},
+                    stop=(stop or {}).get(rule, 0.28), gap=(gap or {}).get(rule, 0.0) + more,
+                    sharpness=(sharpness or {}).get(rule, 1.0) * factor,
+                    diverged=(arm, rule, seed) in diverge, at_edge="lr" in known[arm],
+                    without=without,
                 )  # fmt: skip
     return folder
 
 
 def write_run(
     folder: Path, arm: str, rule: str, seed: int, *, config: dict[str, Any], stop: float = 0.28,
-    gap: float = 0.0, sharpness: float = 1.0, diverged: bool = False,
+    gap: float = 0.0, sharpness: float = 1.0, diverged: bool = False, at_edge: bool = False,
+    without: tuple[str, ...] = (),
 ) -> Path:  # fmt: skip
     """Write one run: a loss that falls from 2.3 to ``stop``, test measures and λ₁ now and then."""
     rng = np.random.default_rng([seed, sum(map(ord, rule + arm))])
@@ -95,11 +109,16 @@ def write_run(
         if k in (0, 1, 2, 4, 8, 16, 32) or k % 7 == 0 or k == count - 1:
             row["lambda1"] = (5 + 40 * progress) * tall
             row["lambda1_full"] = 1.3 * row["lambda1"]
-        rows.append(row)
+        rows.append({k: v for k, v in row.items() if not any(name in k for name in without)})
     last = rows[-1]
+    if at_edge:
+        last["lambda1_full"] = 2 / (lr * rho) * math.exp(0.1 * rng.standard_normal())
     final: dict[str, Any] = {k: last.get(k) for k in COLUMNS}
     if diverged:
         final = {"iteration": last["iteration"], "rho": rho}
+    elif "lambda1" in without:
+        sharp = 0.01 * sharpness * math.exp(0.3 * rng.standard_normal())
+        final.update(sharpness_mean=sharp, sharpness_stderr=0.001, sharpness_max=2 * sharp)
     else:
         final.update(
             lambda1_l2=last["lambda1"] + 1e-4, lambda1_heldout=0.9 * last["lambda1"],

@@ -70,9 +70,15 @@ def build_parser() -> argparse.ArgumentParser:
     part.add_argument("folder", metavar="DIR")
     part.add_argument("--out", metavar="DIR", help="where to write (default: the study's folder)")
     part.set_defaults(run_command=("study_status", "export"))
-    part = parts.add_parser("report", help="write report.html, figures and runs.csv")
-    part.add_argument("folder", metavar="DIR")
-    part.add_argument("--out", metavar="DIR", help="where to write (default: the study's folder)")
+    part = parts.add_parser(
+        "report", help="write report.html, figures and tables; of several studies a comparison"
+    )
+    part.add_argument("folder", metavar="DIR", nargs="+")
+    part.add_argument(
+        "--out", metavar="DIR",
+        help="where to write (default: the study's folder; of several: study-comparison)",
+    )  # fmt: skip
+    part.add_argument("--no-run-pages", action="store_true", help="no page for each run")
     part.set_defaults(run_command=("study", "report"))
     part = parts.add_parser(
         "theorem", help="critical step sizes of rules, predicted and measured", description=_THEOREM

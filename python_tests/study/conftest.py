@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtrl_ext.study import report
 from rtrl_ext.study.arms import StudyConfig
 
 SMALL: dict[str, Any] = {
@@ -48,3 +49,9 @@ def make(small: dict[str, Any]) -> Callable[..., StudyConfig]:
         return StudyConfig.make(rules, **{**small, **options})
 
     return build
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, which take most of the time."""
+    monkeypatch.setattr(report, "draw", lambda study, found: {})

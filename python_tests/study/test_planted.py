@@ -45,6 +45,11 @@ def test_verdicts_seldom_point_the_wrong_way(name):
         ("rules undertrained, d = 1.5", ["C1 mean"]),
         ("the opposite", ["C1 mean", "C1 variance", "C2 within rule", "C2 partial", "C3"]),
         ("correlation and curvature", ["C2 within rule", "C2 partial", "C3"]),
+        ("edge: at the limit", ["C4"]),
+        ("edge: small steps don't reach it", ["C4"]),
+        ("edge: the opposite", ["C4"]),
+        ("remedies: both lower", ["C5", "C5 curvature", "C5 gap"]),
+        ("remedies: both higher", ["C5", "C5 curvature", "C5 gap"]),
     ],
 )
 def test_planted_effects_are_decided_rightly(name, kinds):
@@ -60,6 +65,15 @@ def test_a_correlation_between_rules_alone_does_not_support_the_claim(name):
     assert found.right_rate("C2 pooled") >= 0.8
     assert found.right_rate("C2 within rule") >= 0.8
     assert found.overall_rate("C2", SUPPORTED) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["remedies: curvature alone", "remedies: gap alone"])
+def test_half_a_remedy_is_seen_and_not_enough(name):
+    found = rates(name)
+    half = "C5 curvature" if name.endswith("curvature alone") else "C5 gap"
+    assert found.right_rate(half) >= 0.8
+    assert found.false["C5"] <= 0.05 * found.empty["C5"]
 
 
 def raw_difference(plant):

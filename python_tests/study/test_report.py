@@ -19,6 +19,11 @@ FIGURES = {
 }  # fmt: skip
 
 
+def report(folder, out=None):
+    """The report without pages of runs, which take time and have tests of their own."""
+    return write_report(folder, out, pages=False)
+
+
 class Page(HTMLParser):
     """Text, sources, table rows and tag balance of a page."""
 
@@ -74,7 +79,7 @@ def big(tmp_path_factory):
         gap={"eprop": 0.08}, stop={"modprop": 0.5}, preset="quick",
         diverge=(("rule", "modprop", 3),), leave_out=(("bptt-rho", "eprop", 4),),
     )  # fmt: skip
-    return folder, Page(write_report(folder))
+    return folder, Page(report(folder))
 
 
 def test_report_is_one_file_that_needs_no_network(big):
@@ -97,8 +102,10 @@ def test_files_are_written_beside_it(big):
     folder, page = big
     assert {p.stem for p in (folder / "figures").glob("*.png")} == FIGURES
     assert len(page.images) == len(FIGURES)
-    for path in (folder / "figures").glob("*.png"):
-        assert path.read_bytes().startswith(b"\x89PNG")
+    for kind, start in (("png", b"\x89PNG"), ("pdf", b"%PDF-"), ("svg", b"<?xml")):
+        found = list((folder / "figures").glob(f"*.{kind}"))
+        assert {p.stem for p in found} == FIGURES
+        assert all(path.read_bytes().startswith(start) for path in found)
     assert not list(folder.rglob("*.tmp"))
 
 
@@ -159,23 +166,27 @@ def test_configuration_and_versions_are_printed(big):
 
 def test_same_records_give_the_same_report(tmp_path):
     folder = write_study(tmp_path / "s", seeds=3)
-    first = write_report(folder).read_bytes()
-    again = write_report(folder, tmp_path / "elsewhere" / "report")
+    first = report(folder).read_bytes()
+    drawn = {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
+    again = report(folder, tmp_path / "elsewhere" / "report")
     assert again == tmp_path / "elsewhere" / "report" / "report.html"
     assert again.read_bytes() == first
+    assert drawn == {p.name: p.read_bytes() for p in (again.parent / "figures").iterdir()}
     assert (again.parent / "runs.csv").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_two_seeds_decide_nothing_and_the_report_says_so(tmp_path):
-    page = Page(write_report(write_study(tmp_path / "s", seeds=2, sharpness={"eprop": 8.0})))
+    page = Page(report(write_study(tmp_path / "s", seeds=2, sharpness={"eprop": 8.0})))
     assert "These runs decide none of the claims." in page.text
     assert page.text.count("undecided (n = 2)") >= 4
     assert " supported (" not in page.text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_paper_preset_carries_its_banner(tmp_path):
-    paper = write_report(write_study(tmp_path / "p", preset="paper"))
-    quick = write_report(write_study(tmp_path / "q", preset="quick"))
+    paper = report(write_study(tmp_path / "p", preset="paper"))
+    quick = report(write_study(tmp_path / "q", preset="quick"))
     assert PAPER_BANNER in Page(paper).text
     assert PAPER_BANNER not in Page(quick).text
     assert (
@@ -183,6 +194,7 @@ def test_paper_preset_carries_its_banner(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_corrupt_and_foreign_records_are_named_and_left_alone(tmp_path):
     folder = write_study(tmp_path / "s")
     runs = folder / "runs"
@@ -203,7 +215,7 @@ def test_corrupt_and_foreign_records_are_named_and_left_alone(tmp_path):
     (runs / "eprop-rule-s1" / "record.json").write_bytes(b"\xff\xfe\x00")
     (runs / "eprop-rule-s0" / "log.csv").write_text("iteration,train_loss\n0,abc\n")
     (runs / "not-a-run.txt").write_text("x")
-    page = Page(write_report(folder))
+    page = Page(report(folder))
     study = read_study(folder)
     assert {Path(s.path).parent.name for s in study.skipped} == {
         *texts,
@@ -221,34 +233,36 @@ def test_a_study_without_records_has_a_report(tmp_path):
     folder = write_study(tmp_path / "s")
     for path in (folder / "runs").glob("*/record.json"):
         path.unlink()
-    page = Page(write_report(folder))
+    page = Page(report(folder))
     assert "0 of 6 runs recorded" in page.text
     assert "No run has a record yet" in page.text
     assert "0 of 6 runs recorded" in summary_text(folder)
     assert len(pd.read_csv(folder / "runs.csv")) == 6
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_no_level_in_common_is_said(tmp_path):
     folder = write_study(tmp_path / "s", stop={"eprop": 1.5})
-    page = Page(write_report(folder))
+    page = Page(report(folder))
     assert "No level of the training loss is reached by 90 % of the runs of every rule" in page.text
     assert "No level of the training loss is reached" in summary_text(folder).replace("\n", " ")
 
 
 def test_one_rule_and_no_bptt(tmp_path):
     alone = write_study(tmp_path / "a", rules=("bptt",), seeds=3)
-    page = Page(write_report(alone))
+    page = Page(report(alone))
     assert "the study has no BPTT or no other rule" in page.text
     without = write_study(tmp_path / "b", rules=("eprop",), seeds=3)
-    assert "does not train by BPTT" in Page(write_report(without)).text
+    assert "does not train by BPTT" in Page(report(without)).text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_names_are_escaped(tmp_path):
     folder = write_study(tmp_path / "s", rules=("bptt",))
     place = folder / "runs" / "<b>x"
     place.mkdir()
     (place / "record.json").write_text("{")
-    html = write_report(folder).read_text()
+    html = report(folder).read_text()
     assert "<b>x" not in html and "&lt;b&gt;x" in html
 
 
@@ -265,21 +279,21 @@ def test_summary_has_the_matched_table_before_the_final_one(big):
 
 def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"study\.json is missing"):
-        write_report(tmp_path)
+        report(tmp_path)
     folder = write_study(tmp_path / "s", rules=("bptt",))
     target = tmp_path / "file"
     target.write_text("x")
     with pytest.raises(ValueError, match=r"out: .* is a file"):
-        write_report(folder, target)
+        report(folder, target)
     (folder / "study.json").write_text("{")
     with pytest.raises(ValueError, match="corrupt file"):
-        write_report(folder)
+        report(folder)
     (folder / "study.json").write_text('{"rules": []}')
     with pytest.raises(ValueError, match="rules: got"):
-        write_report(folder)
+        report(folder)
     (folder / "study.json").write_text('{"rules": ["bptt"], "arms": ["rule"], "seeds": ["a"]}')
     with pytest.raises(ValueError, match="seeds: got"):
-        write_report(folder)
+        report(folder)
     assert target.read_text() == "x"
 
 
@@ -294,5 +308,5 @@ def test_missing_package_gives_the_pip_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ImportError, match=re.escape('pip install "rtrl_ext[study]"')):
-        write_report(folder)
+        report(folder)
     assert not (folder / "report.html").exists()

@@ -1,9 +1,11 @@
 """``rtrl-ext study run | config | report``."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from ..curvature._progress import Progress
 from ..study.arms import StudyConfig
 from ..study.config import SettingError, Settings
 from ..study.folder import load_study, open_study
@@ -145,13 +147,22 @@ def _rules(text: str) -> list[str]:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the report of a study, print its table and say where the report is."""
-    load_study(arguments.folder)
+    """Write the report of a study, print its table and say where the report is; of several
+    studies, the comparison and each one's report.
+    """
+    if len(arguments.folder) > 1:
+        return _compare(arguments)
     from ..study.report import summary_text, write_report
 
+    folder = Path(arguments.folder[0])
     out = None if arguments.out is None else Path(arguments.out)
-    path = write_report(Path(arguments.folder), out)
-    print(summary_text(Path(arguments.folder)))
+    with Progress("report", None, sys.stderr.isatty(), "pages of runs") as line:
+
+        def shown(done: int, total: int) -> None:
+            line.update(done, f"of {total}")
+
+        path = write_report(folder, out, pages=not arguments.no_run_pages, shown=shown)
+    print(summary_text(folder))
     print(f"\nreport: {path.resolve()}")
     return 0
 
@@ -159,4 +170,22 @@ def report(arguments: argparse.Namespace) -> int:
 def config(arguments: argparse.Namespace) -> int:
     """Print the complete configuration of the study in a folder as TOML."""
     print(dump(load_study(arguments.folder)), end="")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from ..study.compare import write_comparison
+
+    count = len(arguments.folder)
+    with Progress("comparison", count, sys.stderr.isatty(), "studies") as line:
+        try:
+            path = write_comparison(
+                arguments.folder, arguments.out or "study-comparison",
+                pages=not arguments.no_run_pages, shown=lambda k, _, name: line.update(k, name),
+            )  # fmt: skip
+        except ValueError as error:
+            if str(error).startswith("folders: "):
+                raise UsageError(f"DIR: {str(error).removeprefix('folders: ')}") from error
+            raise
+    print(f"comparison of {count} studies: {path.resolve()}")
     return 0

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"largest relative difference: {theorem.worst(table):.1e}")
     if folder is not None:
         write_atomic(folder / "theorem.csv", _csv(table))
-        write_atomic(folder / "theorem.png", theorem.figure(table).png)
+        theorem.figure(table).save(folder)
         print(f"table and figure: {folder.resolve()}", file=sys.stderr)
     return 0
 

@@ -1,6 +1,7 @@
 """The figures of the comparison at matched training loss; None where there is nothing to show."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from .plotting import (
     plain_log_ticks,
     subplots,
 )
-from .tables import final_value, group_label, rule_label
+from .roles import RATE, REMEDY, role
+from .tables import arm_entry, final_value, group_label, rule_label
 
 
 def levels_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
@@ -72,7 +74,10 @@ def arms_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     if found.level is None or len(table) == 0:
         return None
     groups = [
-        g for g in study.groups if len(table[(table["arm"] == g[0]) & (table["rule"] == g[1])])
+        g
+        for g in study.groups
+        if len(table[(table["arm"] == g[0]) & (table["rule"] == g[1])])
+        and (g[0] == study.main_arm or role(arm_entry(study, g[0])) not in (RATE, REMEDY))
     ]
     panels = [("gap_loss", "loss gap"), ("lambda1", "λ₁, recurrent matrix")]
     if not table["lambda1"].notna().any():
@@ -100,9 +105,10 @@ def arms_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     axes[0][0].set_ylim(len(groups) - 0.5, -0.5)
     sizes = [len(table[(table["arm"] == a) & (table["rule"] == r)]) for a, r in groups]
     span = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    tests = tests_note(found, ("C1 mean", "C3"))
     caption = (
         f"Every run at training loss {found.level:g} (n = {span} a row), open marks for arms other "
-        f"than the rules themselves. Bars are means, of λ₁ geometric means."
+        f"than the rules themselves. Bars are means, of λ₁ geometric means. {tests}"
     )
     return drawn(figure, "arms_at_matched_loss", caption, "Gap and leading eigenvalue by arm")
 
@@ -143,9 +149,33 @@ def correlation_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     caption = (
         f"Loss gap against λ₁ {where}, one mark per run; r is the correlation of the gap with log "
         f"λ₁, the line the least-squares fit (both from 3 seeds on). Left: all rules together, so "
-        f"differences between rules count. Right: deviations from each rule's own mean."
+        f"differences between rules count. Right: deviations from each rule's own mean. "
+        f"{tests_note(found, ('C2',))}"
     )
     return drawn(figure, "gap_against_lambda1", caption, "Gap against leading eigenvalue")
+
+
+TESTS = {
+    "C1 mean": "gaps against BPTT: Welch's test, permutation",
+    "C3": "λ₁ against BPTT: paired t over seeds, permutation",
+    "C2": "correlations: Fisher's z, bootstrap over seeds",
+}
+
+
+def tests_note(found: Assessment, keys: Sequence[str]) -> str:
+    """Which tests of a figure's data gave what: ``p`` adjusted by Holm's method over all tests."""
+    parts = []
+    for key in keys:
+        tested = [c for c in found.of(key) if math.isfinite(c.p_holm) and c.measure != "gap_acc"]
+        if tested:
+            said = ", ".join(f"{rule_label(c.subject)} {p_note(c.p_holm)}" for c in tested)
+            parts.append(f"{TESTS[key]} ({said})")
+    return f"Tests, p after Holm's correction: {'; '.join(parts)}." if parts else ""
+
+
+def p_note(p: float) -> str:
+    """``p = 0.012``."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def _points(study: RecordedStudy, found: Assessment) -> dict[str, tuple[Array, Array]]:

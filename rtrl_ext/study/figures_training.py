@@ -20,9 +20,12 @@ from .plotting import (
     plain_log_ticks,
     subplots,
 )
-from .tables import rule_label
+from .roles import RATE, REMEDY, role, words
+from .tables import arm_entry, rule_label
 
 LAMBDAS = {"lambda1_full": "λ₁, all parameters", "lambda1": "λ₁, recurrent matrix"}
+#: arms beside each other in the figure of learning curves
+ACROSS = 4
 MARKS = {"marker": "o", "ms": 2.5}
 
 
@@ -146,19 +149,26 @@ def learning_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
     ]
     if not arms:
         return None
+    left_out = ""
+    if len(arms) > ACROSS:
+        kept = [a for a in arms if role(arm_entry(study, a)) not in (RATE, REMEDY)]
+        if study.main_arm not in kept:
+            kept.append(study.main_arm)
+        if len(kept) < len(arms):
+            left_out = " Remedies and other step sizes are on the pages of their runs."
+        arms = kept
     arms.sort(key=lambda arm: arm != study.main_arm)
+    across = min(len(arms), ACROSS)
+    blocks = -(-len(arms) // ACROSS)
     figure, axes = subplots(
-        2, len(arms), max(5.5, min(4.2 * len(arms), 14.0)), 5.6, sharex="col", sharey=True
+        2 * blocks, across, max(5.5, min(4.2 * across, 14.0)), 5.6 * blocks, sharey=True
     )
-    titles = {
-        study.main_arm: "Each rule at η",
-        "bptt-rho": "BPTT at ρ̄η of the rule",
-        "projected": "Part along the gradient",
-        "matched-noise": "ρg + random error",
-    }
-    for column, arm in enumerate(arms):
+    for place, arm in enumerate(arms):
+        block, column = divmod(place, ACROSS)
         for row, key in enumerate(("train_loss", "test_loss")):
-            ax = axes[row][column]
+            ax = axes[2 * block + row][column]
+            if row:
+                ax.sharex(axes[2 * block][column])
             for rule in study.rules:
                 runs = study.of(arm, rule)
                 draw_runs(ax, _series(runs, key), colour(study, rule), rule_label(rule))
@@ -167,18 +177,28 @@ def learning_figure(study: RecordedStudy, found: Assessment) -> Drawn | None:
             plain_log_ticks(ax.yaxis)
             if found.level is not None and row == 0:
                 ax.axhline(found.level, color="#8a8f98", lw=1, ls=":")
-        axes[0][column].set_title(titles.get(arm, arm))
-        axes[1][column].set_xlabel("iteration")
-        legend(axes[0][column])
-    axes[0][0].set_ylabel("training loss")
-    axes[1][0].set_ylabel("test loss")
+        top, bottom = axes[2 * block][column], axes[2 * block + 1][column]
+        main = arm == study.main_arm
+        title = "Each rule at η" if main else words(arm_entry(study, arm), "rule", arm)
+        top.set_title(title[:1].upper() + title[1:], fontsize=10)
+        top.tick_params(labelbottom=False)
+        bottom.set_xlabel("iteration")
+        legend(top)
+        if column == 0:
+            top.set_ylabel("training loss")
+            bottom.set_ylabel("test loss")
+    for place in range(len(arms), blocks * ACROSS if blocks > 1 else 0):
+        block, column = divmod(place, ACROSS)
+        for row in (0, 1):
+            axes[2 * block + row][column].set_visible(False)
     dotted = (
         "" if found.level is None else f" The dotted line is the primary level {found.level:g}."
     )
     seeds = len({run.seed for run in study.runs})
     caption = (
         f"Learning curves (n = {seeds} seeds a rule; {median_note(seeds)}), on "
-        f"logarithmic axes of loss; a dot ends a run, a cross a run that diverged.{dotted}"
+        f"logarithmic axes of loss; a dot ends a run, a cross a run that diverged."
+        f"{dotted}{left_out}"
     )
     return drawn(figure, "learning_curves", caption, "Training and test loss along training")
 

@@ -167,9 +167,17 @@ def matched_rows(run: Run, levels: Sequence[float] = LEVELS) -> list[dict[str, A
         for name in VALUES:
             values = columns.get(name, empty)
             row[name] = _value(values, around[pattern[name]], name in LOGARITHMIC)
-        row["eta_rho_lambda_half"] = run.lr * row["rho"] * row["lambda1_full"] / 2
+        row["eta_rho_lambda_half"] = _rate(run, columns, at) * row["rho"] * row["lambda1_full"] / 2
         rows.append(row)
     return rows
+
+
+def _rate(run: Run, columns: dict[str, Array], at: Crossing) -> float:
+    """The step size at a crossing, where the log has it (arms change it along training)."""
+    logged = columns.get("lr", np.empty(0))
+    if at.reached == CROSSED and at.index < len(logged) and math.isfinite(logged[at.index]):
+        return float(logged[at.index])
+    return run.lr
 
 
 def matched_table(runs: Sequence[Run], levels: Sequence[float] = LEVELS) -> Any:

@@ -4,12 +4,14 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .load import REFERENCE, Array, RecordedStudy
 from .optional import need
+from .records import write_atomic
 from .tables import rule_label
 
 # Okabe and Ito's palette, distinguishable under the common forms of colour blindness
@@ -24,13 +26,15 @@ STYLE = {
     "axes.labelcolor": "#22262b", "axes.grid": True, "grid.color": "#e6e8eb", "grid.linewidth": 0.8,
     "axes.axisbelow": True, "legend.frameon": True,
     "legend.framealpha": 0.85, "legend.edgecolor": "none", "figure.facecolor": "white",
+    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "rtrl_ext",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as PNG, with the name of its file, its caption, a text for those who cannot see it,
-    and the width in CSS pixels at which all figures have letters of the same size.
+    """A figure as PNG (200 dots per inch), PDF and SVG, with the name of its files, its caption, a
+    text for those who cannot see it, and the width in CSS pixels at which all figures have letters
+    of the same size.
     """
 
     name: str
@@ -38,6 +42,14 @@ class Drawn:
     caption: str
     alt: str
     width: int
+    pdf: bytes = b""
+    svg: bytes = b""
+
+    def save(self, folder: Path) -> None:
+        """Write ``NAME.png``, ``NAME.pdf`` and ``NAME.svg`` into a folder."""
+        for kind, content in (("png", self.png), ("pdf", self.pdf), ("svg", self.svg)):
+            if content:
+                write_atomic(folder / f"{self.name}.{kind}", content)
 
 
 def colour(study: RecordedStudy, rule: str) -> str:
@@ -60,19 +72,34 @@ def style() -> Any:
 
 
 def subplots(
-    rows: int, columns: int, width: float, height: float, **options: Any
+    rows: int,
+    columns: int,
+    width: float,
+    height: float,
+    *,
+    layout: str | None = "constrained",
+    **options: Any,
 ) -> tuple[Any, Any]:
     """A figure of ``width`` by ``height`` inches and its axes (rows, columns)."""
     figures = need("matplotlib.figure", "the figures of a report")
-    figure = figures.Figure(figsize=(width, height), layout="constrained")
+    figure = figures.Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def drawn(figure: Any, name: str, caption: str, alt: str) -> Drawn:
-    """The finished picture."""
+    """The finished picture; the same data give the same bytes."""
+    png = picture(figure, "png", dpi=200, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout is found; finding it again takes time
+    pdf = picture(figure, "pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    svg = picture(figure, "svg", metadata={"Date": None, "Creator": None})
+    return Drawn(name, png, caption, alt, round(104 * figure.get_figwidth()), pdf, svg)
+
+
+def picture(figure: Any, kind: str, **options: Any) -> bytes:
+    """A figure in a format of matplotlib."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
-    return Drawn(name, stream.getvalue(), caption, alt, round(104 * figure.get_figwidth()))
+    figure.savefig(stream, format=kind, **options)
+    return stream.getvalue()
 
 
 def counts(study: RecordedStudy, table: Any) -> str:
@@ -136,15 +163,23 @@ def log_axis(ax: Any, values: Any) -> None:
         plain_log_ticks(ax.yaxis)
 
 
+def log_limits(axis: Any, values: Sequence[float], factor: float) -> None:
+    """Limits of a logarithmic axis: a factor beyond the smallest and largest value."""
+    axis.axes.set(**{f"{axis.axis_name}lim": (min(values) / factor, max(values) * factor)})
+
+
 def plain_log_ticks(axis: Any) -> None:
     """Ticks 0.5, 1, 2, 5, 10, ... in plain numbers on a logarithmic axis that is already drawn on.
 
-    Where fewer than three of them are in view, a few evenly spaced numbers instead.
+    Where fewer than three of them are in view, 1, 1.5, 2, 3, 5, 7, or a few evenly spaced numbers.
     """
     ticker = need("matplotlib.ticker", "the figures of a report")
-    axis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     low, high = sorted(axis.get_view_interval())
-    if sum(low <= tick <= high for tick in axis.get_majorticklocs()) < 3:
+    for subs in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
+        axis.set_major_locator(ticker.LogLocator(base=10, subs=subs))
+        if sum(low <= tick <= high for tick in axis.get_majorticklocs()) >= 3:
+            break
+    else:
         axis.set_major_locator(ticker.MaxNLocator(4))
         axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

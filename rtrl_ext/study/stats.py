@@ -152,6 +152,50 @@ def correlation(
     return Estimate(r, low, high, p, p, n, points)
 
 
+def slope(
+    x: Array, y: Array, clusters: Sequence[Any], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Estimate, float, float]:
+    """Least-squares slope of ``y`` on ``x`` (points,), with its intercept and R².
+
+    ``p`` is the t test of the regression, ``p_check`` that of the jackknife over ``clusters`` (a
+    cluster's points stay together); the interval is BCa from the bootstrap over clusters. ``n`` is
+    the number of clusters.
+    """
+    stats = need("scipy.stats", "the statistics of a study")
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    count, points = len(names), len(x)
+    if points < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return _unknown(math.nan, count, points), math.nan, math.nan
+    line = stats.linregress(x, y)
+    found = float(line.slope), float(line.intercept), float(line.rvalue) ** 2
+    if count < 3:
+        return _unknown(found[0], count, points), found[1], found[2]
+    u, v = x - np.mean(x), y - np.mean(y)
+    sums = np.zeros((count, 5))
+    np.add.at(sums, member, np.column_stack([np.ones(points), u, v, u * u, u * v]))
+
+    def statistic(index: Any, axis: int = -1) -> Any:
+        index = np.moveaxis(np.asarray(index), axis, -1).astype(np.int64)
+        flat = index.reshape(-1, index.shape[-1])
+        weights = np.zeros((len(flat), count))
+        np.add.at(weights, (np.arange(len(flat))[:, None], flat), 1.0)
+        return _slope(weights @ sums).reshape(index.shape[:-1])
+
+    left = _slope(sums.sum(axis=0) - sums)
+    error = math.sqrt((count - 1) / count * float(np.square(left - left.mean()).sum()))
+    check = 2 * float(stats.t.sf(abs(found[0]) / error, count - 1)) if error > 0 else math.nan
+    low, high = _interval((np.arange(count, dtype=np.float64),), statistic, resamples, seed)
+    p = float(line.pvalue)
+    return Estimate(found[0], low, high, p, check, count, points), found[1], found[2]
+
+
+def _slope(sums: Array) -> Array:
+    """Slopes from rows of n, Σx, Σy, Σx², Σxy."""
+    n, x, y, xx, xy = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((n * xy - x * y) / (n * xx - x * x), dtype=np.float64)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given; NaN stays NaN and counts as no test."""
     order = sorted((p, i) for i, p in enumerate(p_values) if math.isfinite(p))

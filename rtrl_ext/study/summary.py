@@ -1,96 +1,12 @@
 """A study's outcome in words and plain text."""
 
-import math
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 
-from .claims import ALPHA, ENOUGH, GAPS, RELEVANT, Assessment, Claim
+from .claim_rows import STATEMENTS, remedy_row
+from .claims import ALPHA, CLAIMS, ENOUGH, Assessment
 from .load import RecordedStudy
-from .tables import Row, final_summary, has_reference, matched_summary, rule_label
-
-STATEMENTS = {
-    "C1 mean": "The rule's generalization gap is larger than BPTT's, at matched training loss",
-    "C1 variance": "The rule's gap varies more over seeds than BPTT's, at matched training loss",
-    "C2": "The gap grows with λ₁: pooled, within rule, and given training loss and rule",
-    "C3": "The rule is at larger λ₁ than BPTT, at matched training loss, paired by seed",
-}
-SUBJECTS = {
-    "pooled": "pooled, at matched loss",
-    "within rule": "within rule, at matched loss",
-    "partial": "given training loss and rule, at the end",
-}
-
-
-@dataclass(frozen=True)
-class ClaimRow:
-    """A claim as the report prints it."""
-
-    key: str
-    subject: str
-    measure: str
-    effect: str
-    interval: str
-    n: str
-    p: str
-    p_check: str
-    p_holm: str
-    verdict: str
-    reason: str
-    css: str
-
-
-def claim_row(claim: Claim) -> ClaimRow:
-    """The texts of one claim; effects on a log scale are printed as ratios."""
-    e = claim.estimate
-    ratio = claim.key in ("C1 variance", "C3")
-    share = claim.measure == "gap_acc" and claim.key == "C1 mean"
-
-    def text(value: float) -> str:
-        if not math.isfinite(value):
-            return "–"
-        if ratio:
-            return f"{math.exp(value):.2f}"
-        if claim.key == "C2":
-            return f"{value:.2f}".replace("-", "−")
-        return (f"{100 * value:+.2f}" if share else f"{value:+.4f}").replace("-", "−")
-
-    prefix = {"C1 mean": "", "C1 variance": "SD ratio ", "C2": "r = ", "C3": "λ₁ ratio "}[claim.key]
-    effect = prefix + text(e.effect) + (" points" if share else "")
-    if claim.key == "C1 mean" and math.isfinite(e.p):
-        effect += f" (d = {e.standardized:.2f})".replace("-", "−")
-    known = math.isfinite(e.low) and math.isfinite(e.high)
-    measure = GAPS.get(claim.measure, "λ₁") if claim.key != "C2" else "loss gap, log λ₁"
-    return ClaimRow(
-        key=claim.key,
-        subject=SUBJECTS.get(claim.subject, rule_label(claim.subject)),
-        measure=measure,
-        effect=effect if math.isfinite(e.effect) else "–",
-        interval=f"{text(e.low)} to {text(e.high)}" if known else "–",
-        n=f"{e.n}" if claim.key != "C2" else f"{e.n} ({e.points} runs)",
-        p=p_text(e.p),
-        p_check=p_text(e.p_check) if claim.key in ("C1 mean", "C3") else "–",
-        p_holm=p_text(claim.p_holm),
-        verdict=claim.text,
-        reason=claim.reason,
-        css=claim.verdict.replace(" ", "-"),
-    )
-
-
-def p_text(p: float) -> str:
-    """A p-value as it is printed."""
-    if not math.isfinite(p):
-        return "–"
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
-
-
-def relevant_text() -> str:
-    """The smallest effects that count, in words."""
-    return (
-        f"a difference of means of {RELEVANT['C1 mean']} pooled standard deviations, a ratio of "
-        f"standard deviations of {math.exp(RELEVANT['C1 variance']):g}, a correlation of "
-        f"{RELEVANT['C2']}, a ratio of λ₁ of {math.exp(RELEVANT['C3']):g}"
-    )
+from .tables import Row, final_summary, group_label, has_reference, matched_summary, rule_label
 
 
 def lead(study: RecordedStudy) -> str:
@@ -172,9 +88,20 @@ def text(study: RecordedStudy, found: Assessment) -> str:
         keys = ("train_loss", "test_loss", "gap_loss", "gap_acc", "lambda1", "lambda1_w2", "rho")
         lines += _table(final_summary(study), keys)
     lines += ["", verdict_lead(study, found)]
-    for key, statement in STATEMENTS.items():
+    for key in CLAIMS:
         verdict, reason = found.overall[key]
-        lines += [f"  {key:<12} {verdict}: {reason}", f"  {'':<12} {statement}"]
+        lines += [f"  {key:<12} {verdict}: {reason}", f"  {'':<12} {STATEMENTS[key]}"]
+    if found.remedies:
+        lines += ["", "What the remedies did, against the plain rule, paired by seed"]
+        for remedy in found.remedies:
+            row = remedy_row(remedy, group_label(study, remedy.arm, remedy.rule))
+            what = "no pairs"
+            if row.n != "0":
+                what = (
+                    f"{row.measure} x {row.ratio} ({row.ratio_interval}), gap {row.gap} "
+                    f"({row.gap_interval}), n = {row.n}"
+                )
+            lines.append(f"  {row.label}: {what}, diverged {row.diverged}: {row.verdict}")
     return "\n".join(_wrap(line) for line in lines)
 
 

@@ -1,7 +1,7 @@
 """The numbers of a report as tables: per arm and rule, per level, and one row per run."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from .load import REFERENCE, RecordedStudy, Run
 from .matched import CROSSED, NEVER
 from .optional import need
 from .provenance import with_provenance
+from .roles import settings_of, words
 
 RULE_NAMES = {
     "bptt": "BPTT", "tbptt": "TBPTT", "immediate": "Immediate", "eprop": "e-prop",
@@ -44,6 +45,10 @@ FINAL_COLUMNS = (
     ("lambda1_w2", "λ₁‖W‖²", "wide"),
     ("trace", "trace", "wide"),
     ("sharpness_mean", "rise under 1 % weight noise", "plain"),
+    ("weight_change", "‖ΔW‖", "plain"),
+    ("representation_alignment", "representation alignment", "plain"),
+    ("kernel_alignment", "kernel alignment", "plain"),
+    ("lyapunov", "Lyapunov exponent", "plain"),
     ("rho", "ρ", "plain"),
     ("eta_rho_lambda_half", "ηρλ₁/2", "plain"),
 )
@@ -128,14 +133,20 @@ def rule_label(rule: str) -> str:
 def group_label(study: RecordedStudy, arm: str, rule: str) -> str:
     """An arm and rule in words."""
     name = rule_label(rule)
-    if arm == study.main_arm:
-        return name
-    words = {
-        "bptt-rho": f"BPTT at ρ̄η of {name}",
-        "projected": f"{name}, part along the gradient",
-        "matched-noise": f"{name}, ρg + random error",
-    }
-    return words.get(arm, f"{name}, {arm}")
+    return name if arm == study.main_arm else words(arm_entry(study, arm), name, arm)
+
+
+def arm_entry(study: RecordedStudy, arm: str) -> Mapping[str, Any]:
+    """Kind and settings of an arm."""
+    return settings_of(arm_settings(study), arm)
+
+
+def arm_settings(study: RecordedStudy) -> dict[str, Any]:
+    """Kind and settings by arm, as far as ``study.json`` says."""
+    known = study.settings.get("arm_settings")
+    return (
+        {k: v for k, v in known.items() if isinstance(v, dict)} if isinstance(known, dict) else {}
+    )
 
 
 def cell(values: Iterable[float], style: str = "plain") -> Cell:
@@ -245,6 +256,7 @@ def runs_frame(study: RecordedStudy, table: Any) -> Any:
     finals = dict.fromkeys(key for key, _, _ in FINAL_COLUMNS if not key.startswith("gap"))
     for run in study.runs:
         finals |= dict.fromkeys(run.final)
+    finals.pop("lr", None)  # of the last update; the column is the run's own
     matched = {
         run_id: rows.to_dict("records") for run_id, rows in table.groupby("run_id", sort=False)
     }
