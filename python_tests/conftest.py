@@ -1,5 +1,6 @@
 """Lets tests import the modules beside this file (oracles) under pytest's importlib mode."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -56,7 +57,17 @@ def ops(request):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that run on the CUDA kernels, emulated or not, are marked ``kernel``."""
+    """Tests that run on the CUDA kernels, emulated or not, are marked ``kernel``.
+
+    Under another instruction set (`kernel_checks.run_under`) a share of the tests is kept.
+    """
+    if "TESTS_ISA" in os.environ:
+        from kernel_checks import share_of
+
+        from rtrl_ext import _C
+
+        assert _C.build_info()["isa"] == os.environ["TESTS_ISA"]
+        items[:] = share_of(items, os.environ["TESTS_SHARE"])
     for item in items:
         used = item.callspec.params if hasattr(item, "callspec") else {}
         if {str(used.get(name)).split()[0] for name in ("backend", "ops")} & set(CUDA):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from rtrl_ext import rules, tasks
+from rtrl_ext import cli, rules, tasks
 from rtrl_ext.study.arms import StudyConfig, parse_arms
 from rtrl_ext.study.config import RunConfig, SettingError, rule_spec, settings
 from rtrl_ext.study.measures import evaluate
@@ -223,17 +223,21 @@ def test_a_study_and_its_report(name: str, tmp_path: Path) -> None:
     assert study["config"]["task"] == FAST[name]
 
 
-@pytest.mark.slow
-def test_wrong_options_of_a_task_are_wrong_usage(tmp_path: Path) -> None:
+def test_wrong_options_of_a_task_are_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for text, message in (
         ("delayed-mach", "did you mean 'delayed-match'"),
         ("evidence:num_cues=6", "--task: evidence:num_cues=6: num_cues: got 6, expected an odd"),
         ("pattern:dt=fast", "--task: pattern:dt=fast: dt: got str, expected a number"),
     ):
         for words in (("train", "--rule"), ("study", "run", "--rules")):
-            done = command(*words, "bptt", "--task", text, "--out", tmp_path / "x")
-            assert done.returncode == 2 and message in done.stderr, done.stderr
-            assert done.stderr.count("\n") == 1
+            with pytest.raises(SystemExit) as stop:
+                code = cli.main([*words, "bptt", "--task", text, "--out", str(tmp_path / "x")])
+                raise SystemExit(code)
+            error = capsys.readouterr().err
+            assert stop.value.code == 2 and message in error, error
+            assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
