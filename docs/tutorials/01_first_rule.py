@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Your first bio-plausible rule
 #
-# You have PyTorch code that trains a recurrent network by backpropagation through time (BPTT). Here you
-# train the same network by e-prop, a rule that a synapse could compute from what it sees itself and
-# from an error that is sent to its unit. You change one line, look at how good the rule's gradient is, and
-# meet three mistakes that make a comparison of rules worthless.
+# You have PyTorch code that trains a recurrent network by backpropagation through time (BPTT). Here
+# you train the same network by e-prop, a rule that a synapse could compute from what it sees itself
+# and from an error that is sent to its unit. You change one line, look at how good the rule's
+# gradient is, and meet three mistakes that make a comparison of rules worthless.
 #
 # Needed: `pip install 'rtrl_ext[study]'` (the digits and the figures). Half a minute on two cores.
 
@@ -83,44 +83,42 @@ print(f"torch.nn.RNN: loss {torch_losses[-1]:.6f}, test accuracy {accuracy(model
 # %% [markdown]
 # ## One line changes
 #
-# `rx.LeakyRNN` takes the place of `torch.nn.RNN`: the same arguments, parameters and results, so that the loop, the
-# optimizer and the readout stay as they are. Under `rule="bptt"`, the default, it also learns the same:
+# `rx.LeakyRNN` takes the place of `torch.nn.RNN`: the same arguments, parameters and results, so
+# that the loop, the optimizer and the readout stay as they are. Under `rule="bptt"`, the default,
+# it also learns the same:
 
 # %%
-model, bptt_losses, _ = train(
-    lambda: rx.LeakyRNN(28, 64, rule="bptt"), lr=0.05, iterations=FIRST
-)
+model, bptt_losses, _ = train(lambda: rx.LeakyRNN(28, 64, rule="bptt"), lr=0.05, iterations=FIRST)
 difference = max(abs(a - b) for a, b in zip(torch_losses, bptt_losses, strict=True))
 bptt_accuracy = accuracy(model)
 print(f"rx.LeakyRNN:  loss {bptt_losses[-1]:.6f}, test accuracy {bptt_accuracy:.3f}")
 print(f"largest difference between the two losses in {FIRST} iterations: {difference:.1e}")
 
 # %% [markdown]
-# What is left is float32 rounding. An existing model needs no new class at all:
-# `rx.convert(model, rule="eprop")` puts the modules in and keeps the parameters, and with them your optimizer.
+# What is left is float32 rounding. An existing model needs no new class at all: `rx.convert(model,
+# rule="eprop")` puts the modules in and keeps the parameters, and with them your optimizer.
 #
-# Now e-prop. `loss.backward()` puts its gradient into `.grad` of the recurrent layer; the readout, whose gradient needs
-# no time, gets the exact one.
+# Now e-prop. `loss.backward()` puts its gradient into `.grad` of the recurrent layer; the readout,
+# whose gradient needs no time, gets the exact one.
 
 # %%
-model, leak1_losses, _ = train(
-    lambda: rx.LeakyRNN(28, 64, rule="eprop"), lr=0.05, iterations=FIRST
-)
+model, leak1_losses, _ = train(lambda: rx.LeakyRNN(28, 64, rule="eprop"), lr=0.05, iterations=FIRST)
 leak1_accuracy = accuracy(model)
 print(f"e-prop, leak 1: loss {leak1_losses[-1]:.3f}, test accuracy {leak1_accuracy:.3f}")
 
 # %% [markdown]
 # ## Mistake 1: leak 1
 #
-# That was bad, and the reason isn't e-prop. A unit of `torch.nn.RNN` forgets its state at every step:
-# $h_t = \phi(W h_{t-1} + U x_t + b)$. E-prop carries credit through time along each unit's own memory,
+# That was bad, and the reason isn't e-prop. A unit of `torch.nn.RNN` forgets its state at every
+# step: $h_t = \phi(W h_{t-1} + U x_t + b)$. E-prop carries credit through time along each unit's
+# own memory,
 #
 # $$h_t = (1-\kappa)\, h_{t-1} + \kappa\, \phi(W h_{t-1} + U x_t + b), \qquad
 #   e_t = (1-\kappa)\, e_{t-1} + \kappa\, \phi'_t\, h_{t-1},$$
 #
-# with the leak $\kappa = dt/\tau$ (`leak=`). At $\kappa = 1$ the trace $e_t$ reaches back one step. The loss is at the
-# last row, so the recurrent and input weights learn from the last row alone. The rule is then `Immediate`, which carries
-# nothing through time:
+# with the leak $\kappa = dt/\tau$ (`leak=`). At $\kappa = 1$ the trace $e_t$ reaches back one step.
+# The loss is at the last row, so the recurrent and input weights learn from the last row alone. The
+# rule is then `Immediate`, which carries nothing through time:
 
 
 # %%
@@ -139,19 +137,21 @@ for leak in (1.0, 0.5):
     torch.manual_seed(0)
     rnn = rx.LeakyRNN(28, 64, leak=leak)
     eprop, immediate = gradient(rnn, "eprop", x, target), gradient(rnn, "immediate", x, target)
-    print(f"leak {leak}: ‖e-prop - immediate‖ / ‖e-prop‖ = {(eprop - immediate).norm() / eprop.norm():.2g}")
+    difference_to_immediate = float((eprop - immediate).norm() / eprop.norm())
+    print(f"leak {leak}: ‖e-prop - immediate‖ / ‖e-prop‖ = {difference_to_immediate:.2g}")
     if leak == 1.0:
         assert torch.equal(eprop, immediate)
 
 # %% [markdown]
-# So a comparison of rules needs units with a memory of their own, with a time constant that fits the task. From here on
-# $\kappa = 0.5$.
+# So a comparison of rules needs units with a memory of their own, with a time constant that fits
+# the task. From here on $\kappa = 0.5$.
 #
 # ## What the rule's gradient is, against the exact one
 #
 # `alignment` compares a rule's gradient $\hat g$ with the exact one, $g$:
 #
-# * $\rho = \langle\hat g, g\rangle/\|g\|^2$: how far a step goes along $g$, next to BPTT's at the same learning rate;
+# * $\rho = \langle\hat g, g\rangle/\|g\|^2$: how far a step goes along $g$, next to BPTT's at the
+#   same learning rate;
 # * cosine: the direction alone; norm ratio $\|\hat g\|/\|g\|$: the length alone.
 
 # %%
@@ -174,7 +174,9 @@ torch.manual_seed(0)
 model = Classifier(leaky("bptt")())
 start = {}
 for name, rule in RULES.items():
-    start[name] = rx.diagnostics.alignment(model, nn.functional.cross_entropy, (x, target), rule=rule)
+    start[name] = rx.diagnostics.alignment(
+        model, nn.functional.cross_entropy, (x, target), rule=rule
+    )
     whole, recurrent = start[name], start[name].blocks["rnn.weight_hh_l0"]
     print(
         f"{name:10s} all: rho {whole.rho:.3f}  cosine {whole.cosine:.3f}   "
@@ -183,8 +185,9 @@ for name, rule in RULES.items():
 print("readout under e-prop: rho", round(start["eprop"].blocks["readout.weight"].rho, 6))
 
 # %% [markdown]
-# Look at the blocks: the readout's exact gradient makes the whole look better than the recurrent weights are. That holds
-# at one point in weight space. Rules are to be judged where training takes them:
+# Look at the blocks: the readout's exact gradient makes the whole look better than the recurrent
+# weights are. That holds at one point in weight space. Rules are to be judged where training takes
+# them:
 
 
 # %%
@@ -208,15 +211,19 @@ left.legend(frameon=False)
 plt.show()
 for name, (_, losses, seen) in runs.items():
     rho = sum(found.rho for _, found in seen) / len(seen)
-    print(f"{name:10s} loss {smooth(losses)[-1]:.2f}  test accuracy {accuracies[name]:.3f}  mean rho {rho:.2f}")
+    print(
+        f"{name:10s} loss {smooth(losses)[-1]:.2f}  test accuracy {accuracies[name]:.3f}  "
+        f"mean rho {rho:.2f}"
+    )
 
 # %% [markdown]
 # All start from the same weights and see the same batches, at the same learning rate.
 #
 # ## Mistake 2: a window too short to tell the rules apart
 #
-# Rules differ in the credit that they send back through time *and* across units. With few steps between input and loss
-# there is none to send. The same trained network, on the last $T$ rows alone:
+# Rules differ in the credit that they send back through time *and* across units. With few steps
+# between input and loss there is none to send. The same trained network, on the last $T$ rows
+# alone:
 
 # %%
 windows = [2, 3, 4, 6, 8, 12, 16, 20, 24, 28]
@@ -236,9 +243,9 @@ plt.show()
 print("cosine of e-prop:", {T: round(c, 3) for T, c in zip(windows, cosines["eprop"], strict=True)})
 
 # %% [markdown]
-# At $T = 2$ every rule is exact in the recurrent weights, because the state before the first step is zero and the loss comes
-# right after the only step that used them. A rule that "matches BPTT" there has shown nothing. For the same reason
-# `TBPTT(k)` is BPTT where $k \ge T$.
+# At $T = 2$ every rule is exact in the recurrent weights, because the state before the first step
+# is zero and the loss comes right after the only step that used them. A rule that "matches BPTT"
+# there has shown nothing. For the same reason `TBPTT(k)` is BPTT where $k \ge T$.
 #
 # ## Mistake 3: one learning rate
 #
@@ -251,7 +258,9 @@ for name in ("bptt", "eprop"):
 figure, axis = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
 for name, values in final.items():
     axis.semilogx(RATES, values, "o-", label=name)
-axis.set(yscale="log", xlabel="learning rate", ylabel=f"training loss after {ITERATIONS} iterations")
+axis.set(
+    yscale="log", xlabel="learning rate", ylabel=f"training loss after {ITERATIONS} iterations"
+)
 axis.legend(frameon=False)
 plt.show()
 for name, values in final.items():
@@ -260,13 +269,16 @@ for name, values in final.items():
     print(f"{name:6s} loss by rate  {shown}   best at {RATES[best]:g}")
 
 # %% [markdown]
-# At rate 1 e-prop looks better than BPTT, which blows up there; at the other rates BPTT is ahead. E-prop bears the large
-# rate because $\rho$ is small: along the exact gradient its steps are $\rho$ times as long. So compare rules each at its own
-# best rate, or at equal training loss ([the third tutorial](03_beyond_accuracy.ipynb)).
+# At rate 1 e-prop looks better than BPTT, which blows up there; at the other rates BPTT is ahead.
+# E-prop bears the large rate because $\rho$ is small: along the exact gradient its steps are $\rho$
+# times as long. So compare rules each at its own best rate, or at equal training loss ([the third
+# tutorial](03_beyond_accuracy.ipynb)).
 #
 # ## Where to go on
 #
 # * Is the minimum that a rule found sharp? [The second tutorial](02_sharp_minimum.ipynb).
-# * [rules.md](../rules.md): what each rule computes, when it is exact; [streaming.md](../streaming.md): one step at a time.
-# * `rx.diagnostics.liveness(model, x)` tells a network of silent or saturated units, in which no rule learns, from a hard
-#   task; [biology.md](../biology.md) has random feedback, Dale's law and learning from reward.
+# * [rules.md](../rules.md): what each rule computes, when it is exact;
+#   [streaming.md](../streaming.md): one step at a time.
+# * `rx.diagnostics.liveness(model, x)` tells a network of silent or saturated units, in which no
+#   rule learns, from a hard task; [biology.md](../biology.md) has random feedback, Dale's law and
+#   learning from reward.
