@@ -293,12 +293,14 @@ for lr in RATES:
         )
 
 # %% [markdown]
-# Random feedback in time is ahead of e-prop with every seed, at both rates, on this task. That is a finding worth a study,
-# not yet a result: three seeds, one task, one size of $B$. And the rate matters more than the rule: e-prop at 0.3 is ahead
-# of random feedback at 0.1, again with every seed.
+# Random feedback in time is ahead of e-prop with every seed, at both rates, on this task. That is a
+# finding worth a study, not yet a result: three seeds, one task, one size of $B$. And the rate
+# matters more than the rule: e-prop at 0.3 is ahead of random feedback at 0.1, again with every
+# seed.
 #
 # ## A rule that stays
 #
-# A rule in Python takes a step of Python for each step of the sequence, and has no streaming mode. When it proves itself, it
-# can become a built-in one: a policy of the backward kernel and a row in the tables, after which `rtrl-ext study run` knows it by
-# name. [CONTRIBUTING.md](../../CONTRIBUTING.md) says how.
+# A rule in Python takes a step of Python for each step of the sequence, and has no streaming mode.
+# When it proves itself, it can become a built-in one: a policy of the backward kernel and a row in
+# the tables, after which `rtrl-ext study run` knows it by name.
+# [CONTRIBUTING.md](../../CONTRIBUTING.md) says how.
