@@ -200,14 +200,14 @@ def watch(model, x, target):
 SHOWN = ("bptt", "modprop", "eprop", "immediate")
 runs = {name: train(leaky(RULES[name]), watch=watch) for name in SHOWN}
 accuracies = {name: accuracy(model) for name, (model, _, _) in runs.items()}
-figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.5), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.5), layout="constrained")
 for name, (_, losses, seen) in runs.items():
     left.plot(smooth(losses), label=f"{name}: test accuracy {accuracies[name]:.2f}")
     right.plot([i for i, _ in seen], [found.cosine for _, found in seen], label=name)
 left.set(xlabel="iteration", ylabel="training loss (mean of 20)")
 right.set(xlabel="iteration", ylabel="cosine with the exact gradient", ylim=(-0.2, 1.05))
 right.set_title("recurrent weights", fontsize="medium")
-left.legend(frameon=False)
+figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
 plt.show()
 for name, (_, losses, seen) in runs.items():
     rho = sum(found.rho for _, found in seen) / len(seen)
@@ -217,7 +217,9 @@ for name, (_, losses, seen) in runs.items():
     )
 
 # %% [markdown]
-# All start from the same weights and see the same batches, at the same learning rate.
+# All start from the same weights and see the same batches, at the same learning rate. The more
+# credit a rule carries, the faster it learns here. And the start was no guide to the rest: the
+# cosines of the biased rules fall from 0.8 or 0.9 to about a third of that, and $\rho$ with them.
 #
 # ## Mistake 2: a window too short to tell the rules apart
 #

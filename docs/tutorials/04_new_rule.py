@@ -251,7 +251,7 @@ def train(rule, lr=0.1, seed=0):
 
 
 results = {name: train(rule) for name, rule in RULES.items()}
-figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.5), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.5), layout="constrained")
 final = {}
 for name, (losses, seen, hits) in results.items():
     values = torch.tensor(losses).unfold(0, 20, 1).mean(-1)
@@ -259,7 +259,7 @@ for name, (losses, seen, hits) in results.items():
     left.plot(values, label=f"{name}: test accuracy {hits:.2f}")
     right.plot(range(0, ITERATIONS, 20), [found.cosine for found in seen], label=name)
 left.set(xlabel="iteration", ylabel="training loss (mean of 20)")
-left.legend(frameon=False, fontsize="small")
+figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
 right.set(xlabel="iteration", ylabel="cosine with the exact gradient", ylim=(-0.3, 1.05))
 right.set_title("recurrent weights", fontsize="medium")
 plt.show()

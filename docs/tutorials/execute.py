@@ -25,6 +25,7 @@ def execute(script: Path) -> Path:
     try:
         import jupytext
         import nbformat
+        from jupyter_client import AsyncKernelManager
         from nbclient import NotebookClient
         from nbclient.exceptions import CellExecutionError
     except ImportError as error:
@@ -44,8 +45,9 @@ def execute(script: Path) -> Path:
         print(f"\r{script.stem}: cell {cell_index + 1} of {count}", end="", file=sys.stderr)
 
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(HERE)}}, on_cell_start=progress,
+        notebook, timeout=None, record_timing=False, coalesce_streams=True, on_cell_start=progress,
+        km=AsyncKernelManager(kernel_name="python3", transport="ipc"),  # no open ports
+        resources={"metadata": {"path": str(HERE)}},
     )  # fmt: skip
     try:
         client.execute()
