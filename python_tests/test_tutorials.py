@@ -5,6 +5,8 @@ import json
 import math
 import re
 import runpy
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,26 @@ def test_every_tutorial_is_listed():
     for script in SCRIPTS:
         for target in re.findall(r"\]\(([^)#\s]+)\)", script.read_text(encoding="utf-8")):
             assert "://" in target or (FOLDER / target).exists(), target
+
+
+def test_execute_makes_a_notebook_and_names_what_fails(tmp_path):
+    for name in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(name)
+    execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
+    script = tmp_path / "small.py"
+    script.write_text("# %% [markdown]\n# # Small\n\n# %%\nn = 6 * 7\nprint(n)\n", encoding="utf-8")
+    notebook = json.loads(execute(script).read_text(encoding="utf-8"))
+    assert [c["cell_type"] for c in notebook["cells"]] == ["markdown", "code"]
+    assert notebook["cells"][1]["outputs"][0]["text"] in ("42\n", ["42\n"])
+    script.write_text("# %%\nraise OSError('nothing there')\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match=r"(?s)small\.py.*nothing there"):
+        execute(script)
+    assert json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8")) == notebook
+
+
+def test_execute_refuses_other_names():
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "execute.py"), "09"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "09: no tutorial of that name" in done.stderr

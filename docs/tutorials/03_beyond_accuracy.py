@@ -73,7 +73,7 @@ assert done.returncode == 0
 # `report` writes `report.html`, which opens offline, `runs.csv` and figures; and prints this:
 
 # %%
-report = write_report(folder)
+report = write_report(folder, pages=False)  # pages: one more for each run
 two_seeds = summary_text(folder)
 print(two_seeds)
 

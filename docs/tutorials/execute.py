@@ -25,7 +25,6 @@ def execute(script: Path) -> Path:
     try:
         import jupytext
         import nbformat
-        from jupyter_client import AsyncKernelManager
         from nbclient import NotebookClient
         from nbclient.exceptions import CellExecutionError
     except ImportError as error:
@@ -46,8 +45,7 @@ def execute(script: Path) -> Path:
 
     client = NotebookClient(
         notebook, timeout=None, record_timing=False, coalesce_streams=True, on_cell_start=progress,
-        km=AsyncKernelManager(kernel_name="python3", transport="ipc"),  # no open ports
-        resources={"metadata": {"path": str(HERE)}},
+        kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
     )  # fmt: skip
     try:
         client.execute()
