@@ -118,8 +118,9 @@ print(f"2/η = {2 / LR:g}")
 # %% [markdown]
 # Sharpness grows until the step size stops it, and then stays at the limit. E-prop ends sharper
 # than BPTT *could* be at this rate, and yet each is at its own limit. So "is it sharp?" has two
-# answers: e-prop's minimum is the sharper one, and neither could stay much sharper with that rule
-# at that rate. Before you blame the rule's error, ask what BPTT at $\rho\eta$ would do.
+# answers: e-prop's place is the sharper one (its loss is still falling: a minimum only loosely),
+# and neither could stay much sharper with that rule at that rate. Before you blame the rule's
+# error, ask what BPTT at $\rho\eta$ would do.
 #
 # The Hessian is that of the true loss in both cases, whatever rule trained the weights.
 #
@@ -197,8 +198,8 @@ plt.show()
 
 # %% [markdown]
 # E-prop's valley is the narrower one. The noise agrees, but look at its error bar: of e-prop's rise
-# it is more than a third, because a few draws hit the leading direction. Take more of them before
-# you rank networks by it.
+# it is more than a third, and the worst of the 100 draws is eight times the mean. Take more of them
+# before you rank networks by it.
 #
 # ## Three ways to be wrong
 #
@@ -226,8 +227,8 @@ for name, (batch, params) in ways.items():
 # it fixed.
 #
 # **Scale.** With relu units, multiply what comes into unit $i$ by $a$ and divide what it sends out
-# by $a$: the function is the same, the curvature is not. A sharpness without a scale, like
-# $2/\eta$, means little.
+# by $a$: the function is the same, the curvature is not. A sharpness without a scale to hold it
+# against, such as $2/\eta$, means little.
 
 
 # %%
