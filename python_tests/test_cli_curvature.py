@@ -151,6 +151,8 @@ def test_numbers_that_are_not_finite_are_null(run: Run) -> None:
         (["--trace", "hutch"], "--trace: invalid choice: 'hutch'"),
         (["--trace", "xtrace", "--trace-products", "3"], "got 3, expected at least 4 with --trace"),
         (["--trace", "xtrace", "--trace-products", "0"], "got 0, expected at least 4 with --trace"),
+        (["--power", "--k", "3"], "--power: finds one eigenvalue, the largest in modulus"),
+        (["--power", "--which", "SA"], "leave out --which"),
         (["--probes", "0"], "--probes: got 0, expected at least 1"),
         (["--lanczos-steps", "1"], "--lanczos-steps: got 1, expected at least 2"),
         (["--dim", "3"], "--dim: got 3, expected 1 to 2"),

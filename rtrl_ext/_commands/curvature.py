@@ -30,6 +30,11 @@ Measured = tuple[Any, dict[str, Any]]
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure what was asked for, print it, and draw it."""
+    if arguments.power and (arguments.k, arguments.which) != (1, "LM"):
+        asked = "--k" if arguments.k != 1 else "--which"
+        raise UsageError(
+            f"--power: finds one eigenvalue, the largest in modulus; leave out {asked}"
+        )
     method, products = _trace_options(arguments)
     picture = _picture(arguments.plot)
     folder = Path(arguments.run)
@@ -55,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, part.loss_fn, batch, params=names, progress=shown
     )
     size = op.shape[0]
-    if not arguments.power and arguments.k > size:
+    if arguments.k > size:
         raise UsageError(f"--k: got {arguments.k}, expected 1 to {size}")
     if arguments.landscape and arguments.dim > size:
         raise UsageError(f"--dim: got {arguments.dim}, but there is {size} parameter")

@@ -125,10 +125,12 @@ class Space:
         self._rows[0, m : m + b] = new.t()
         self._rows[1, m : m + b] = image.t()
         self._count = m + b
-        with_basis = inner(self.basis, torch.cat([new, image], 1))
+        both = torch.cat([new, image], 1)
+        with_basis, with_image = inner(self.basis, both), inner(self.image, both)
         self._gram = _extended(self._gram, with_basis[:, :b])
-        self._projected = _extended(self._projected, with_basis[:, b:])
-        self._lengths = _extended(self._lengths, inner(self.image, image))
+        # symmetric to rounding of the basis's dtype only, which residual norms would not forgive
+        self._projected = _extended(self._projected, with_basis[:, b:], with_image[:m, :b])
+        self._lengths = _extended(self._lengths, with_image[:, b:])
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values (m,), ascending, and coefficients (m, m) of orthonormal Ritz vectors."""
@@ -161,10 +163,19 @@ class Space:
 
     def shrink(self, coeff: Tensor) -> None:
         """Keep the span of Ritz vectors alone."""
-        self._set(combine(self.basis, coeff), combine(self.image, coeff))
+        basis, image = combine(self.basis, coeff), combine(self.image, coeff)
+        try:
+            self._set(basis, image)
+        except KeyboardInterrupt:  # both or none: what is returned after it are pairs of the two
+            self._set(basis, image)
+            raise
 
 
-def _extended(matrix: Tensor, columns: Tensor) -> Tensor:
-    """The symmetric ``matrix`` (m, m) with new last ``columns`` (m + b, b), and rows like them."""
-    top = torch.cat([matrix, columns[: matrix.shape[0]]], 1)
-    return torch.cat([top, columns.t()], 0)
+def _extended(matrix: Tensor, columns: Tensor, rows: Tensor | None = None) -> Tensor:
+    """``matrix`` (m, m) with new last ``columns`` (m + b, b), and transposed ``rows`` (m, b).
+
+    Without ``rows`` these are like the columns: the matrix is symmetric.
+    """
+    m = matrix.shape[0]
+    bottom = torch.cat([(columns[:m] if rows is None else rows).t(), columns[m:]], 1)
+    return torch.cat([torch.cat([matrix, columns[:m]], 1), bottom], 0)

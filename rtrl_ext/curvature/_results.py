@@ -22,7 +22,8 @@ class EigshResult:
 
     ``values`` (k,) and ``vectors`` (P, k) in the operator's dtype; ``residual_norms`` (k,) are
     ``‖H x - λ x‖`` from a product with the returned unit vectors; ``converged`` says whether all
-    of them are at most ``tol * |λ_max|``. ``num_products`` counts products with single vectors.
+    of them are at most ``tol * |λ_max|``, and copies were looked for where single vectors were
+    added. ``num_products`` counts products with single vectors.
     ``interrupted``: a ``KeyboardInterrupt`` ended the run; the residuals then come from the
     products with the basis.
     """

@@ -1,6 +1,7 @@
 """Extreme eigenpairs by a restarted block Krylov method, and the power iteration."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def eigsh(
             Ritz value of largest modulus seen.
         max_products: bound on products with single vectors, at least 2k; default
             ``max(300, 100 k)``. When it is reached the best pairs so far are returned with
-            ``converged=False``.
+            ``converged=False``, also where it left no products to look for copies with.
         v0: vectors (P,) or (P, j) to start from, for instance those of an earlier checkpoint. A
             little noise is mixed in, so that eigenvectors of other eigenvalues are no trap, unless
             these are close to the wanted ones.
@@ -92,6 +93,8 @@ def _search(
     lam_max = 0.0
     seen: Tensor | None = None  # values found before the last look for copies
     final = None
+    # a single vector's Krylov space says nothing of copies: pairs count when none were found
+    complete = width == k
     try:
         while True:
             values, coeff = space.ritz()
@@ -108,7 +111,8 @@ def _search(
             if new.shape[1] == 0:  # all are converged, or rounding errors are all that is left
                 now = values[pick]
                 settled = seen is not None and bool(((now - seen).abs() <= tol * lam_max).all())
-                if len(pick) == k and (width == k or settled):
+                complete = complete or settled
+                if len(pick) == k and complete:
                     break
                 seen = now if len(pick) == k else None
                 space.shrink(coeff[:, pick])
@@ -127,10 +131,12 @@ def _search(
         # the certificate: a product with the vectors that are returned
         final = x, apply(op, x)
         used += x.shape[1]
+        complete = complete or len(space) >= size
     except KeyboardInterrupt:
         interrupted("eigsh", f"{used} of at most {max_products} products")
     basis, image = final or (space.basis, space.image)
-    return _certified(basis, image, k, which, tol, lam_max, used, final is not None)
+    found = _certified(basis, image, k, which, tol, lam_max, used, final is not None)
+    return found if complete else replace(found, converged=False)
 
 
 def _expansion(space: Space, values: Tensor, coeff: Tensor, pick: Tensor) -> Tensor:

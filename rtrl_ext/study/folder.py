@@ -41,15 +41,10 @@ def open_study(folder: str | Path, study: StudyConfig, *, extend: bool = False) 
         growth = set(grown) | ({"arm_settings"} if "arms" in grown else set())
         kept = all(wanted["arm_settings"].get(k) == v for k, v in _arm_settings(found).items())
         if differing and not (extend and kept and {k for k, _ in differing} <= growth):
-            shown = "; ".join(f"{key}: {text}" for key, text in differing)
-            hint = (
-                " (--extend adds rules, arms and seeds)"
-                if {k for k, _ in differing} <= growth
-                else ""
-            )
             raise ValueError(
-                f"{place}: holds another study, which differs in {shown}; "
-                f"choose another folder{hint}"
+                f"{place}: holds another study, which differs in "
+                f"{_told(differing, found, wanted)}; choose another folder"
+                f"{_hint({k for k, _ in differing}, growth, extend)}"
             )
         writable_folder(place / RUNS)
         if differing:
@@ -70,6 +65,22 @@ def open_study(folder: str | Path, study: StudyConfig, *, extend: bool = False) 
 
 def _grown(found: Any, wanted: Any) -> bool:
     return isinstance(found, list) and found != wanted and set(found) < set(wanted)
+
+
+def _told(differing: list[tuple[str, str]], found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The differences; settings of arms that one of the two doesn't have say nothing more."""
+    old, new = _arm_settings(found), _arm_settings(wanted)
+    same = all(old[k] == new[k] for k in old.keys() & new.keys())
+    hidden = {"arm_settings"} if same and "arms" in dict(differing) else set()
+    return "; ".join(f"{key}: {text}" for key, text in differing if key not in hidden)
+
+
+def _hint(differing: set[str], growth: set[str], extend: bool) -> str:
+    if differing <= growth:
+        return " (--extend adds rules, arms and seeds)"
+    if extend and differing <= {"rules", "arms", "seeds", "arm_settings"}:
+        return " (with --extend name the rules, arms and seeds that it has, and the new ones)"
+    return ""
 
 
 def _arm_settings(found: dict[str, Any]) -> dict[str, Any]:
