@@ -154,6 +154,22 @@ def test_a_loss_that_is_no_mean_over_sequences_stays_whole_and_says_so():
     assert allocated(lambda: counted @ v) <= memory + 4 * v.nbytes
 
 
+@pytest.mark.parametrize("ignored", [slice(0, 1), slice(5, 9)])
+def test_pieces_without_terms_are_no_pieces_of_a_mean(ignored):
+    """Their loss is 0/0, their gradient zero: counted like others they dilute the mean."""
+    net, (x, _) = setting("leaky", steps=5, batch=9)
+    target = torch.arange(9) % 3
+    target[ignored] = -100
+
+    def loss_fn(output, target):
+        return nn.functional.cross_entropy(output[-1], target)
+
+    op = Hessian(net, loss_fn, (x, target))
+    v = torch.randn(op.shape[0], dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="its loss is not the mean"):
+        assert close(Hessian(net, loss_fn, (x, target), memory=0) @ v, op @ v)
+
+
 def test_a_sum_at_a_minimum_is_not_taken_for_a_mean():
     net, (x, _) = setting("leaky")
     with torch.no_grad():

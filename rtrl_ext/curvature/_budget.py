@@ -192,7 +192,8 @@ class Budget:
                 mean = sum(w * value for w, value in parts) / max(weight, 1e-300)
                 scale = max(abs(both), *(abs(value) for _, value in parts))
                 if not math.isfinite(mean + both):
-                    break  # the product will name it
+                    # of the whole batch too: the product will name it; else a piece has no terms
+                    return not math.isfinite(loss(0, count)[1])
                 if sum(w for w, _ in parts) != weight or abs(mean - both) > tolerance * scale:
                     return False
                 before = after
