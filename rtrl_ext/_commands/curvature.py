@@ -81,13 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
         place = partial(landscape, model, part.loss_fn, batch, params=names, progress=shown)
         stages.append(partial(_landscape, place, arguments))
     drawn, whole = _perform(stages, result)
+    if picture is not None and drawn:  # first: standard output may be a pipe that closes early
+        write_atomic(picture, _figure(drawn, picture.suffix.lower()[1:]))
+        print(f"figure: {picture.resolve()}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(clean(result), indent=1, allow_nan=False))
     else:
         print_table({name: _short(value) for name, value in result.items()})
-    if picture is not None and drawn:
-        write_atomic(picture, _figure(drawn, picture.suffix.lower()[1:]))
-        print(f"figure: {picture.resolve()}", file=sys.stderr)
     if not whole:
         print("rtrl-ext: error: interrupted; what was not measured is left out", file=sys.stderr)
     return 0 if whole else 1
