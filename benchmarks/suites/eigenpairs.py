@@ -96,8 +96,10 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
         s.add_checked(
             found, f"{cell} {name}",
             lambda make=make: make(theirs, x, y, PAIRS, RESIDUAL),  # type: ignore[misc]
-            lambda got, more=more: compare(got, more), info=more,  # type: ignore[misc]
+            lambda got, more=more: compare(got, more),  # type: ignore[misc]
         )  # fmt: skip
+        if found[-1].name == f"{cell} {name}":
+            found[-1].info.update(more)
     return found
 
 
