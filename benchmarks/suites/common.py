@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from ..harness import Contestant, measure
+from ..peers.gated import GATES
 from ..problem import COLUMNS, Case
 from ..results import Row, rows_from, thread_rows
 from ..settings import Settings
 
 Finish = Callable[[Case, Sequence[Row]], None]
+#: gates of each cell
+CELLS = {"RNN": 1, **GATES}
+#: time steps of the problems of curvature
+LENGTHS = (50, 200)
+
+
+def cases_by_length(s: Settings) -> Iterator[Case]:
+    """Every chosen n at each of `LENGTHS`, in a quick run at the first."""
+    for column in s.columns:
+        if column != "batch":
+            for length in LENGTHS[:1] if s.quick else LENGTHS:
+                yield replace(COLUMNS[column], T=length)
 
 
 def rates(case: Case, rows: Sequence[Row]) -> None:
@@ -25,7 +39,7 @@ def run_case(
     suite: str,
     case: Case,
     contestants: Sequence[Contestant],
-    finish: Finish,
+    finish: Finish = lambda case, rows: None,
     threads_bound: float | None = None,
 ) -> list[Row]:
     """Times the contestants of one problem, prints and returns their rows; frees JAX's memory."""

@@ -9,7 +9,6 @@ eigenvalue, which leaves larger residuals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +17,13 @@ from torch import Tensor, nn
 from .. import ours
 from ..harness import Contestant
 from ..peers import sharpness as peers
-from ..peers.gated import GATES
-from ..problem import COLUMNS, Case
+from ..problem import Case
 from ..results import Row
 from ..settings import Settings
-from .common import run_case
+from .common import CELLS, cases_by_length, run_case
 
 SUITE = "eigenpairs"
 PAIRS, RESIDUAL = 5, 1e-3
-LENGTHS = (50, 200)
-CELLS = {"RNN": 1, **GATES}
 #: times faster, end to end, than curvlinops with SciPy and than PyHessian
 FASTER = {"RNN": 3.0, "GRU": 3.0, "LSTM": 5.0}
 #: times faster that a script of theirs is on our cells than on torch's
@@ -45,14 +41,6 @@ def networks(cell: str, case: Case) -> tuple[nn.Module, nn.Module, Tensor, Tenso
     return peers.Classifier(layer, case), theirs, data["x"], peers.labels(case)
 
 
-def eigenpairs(operator: Any) -> Callable[[], tuple[Tensor, Tensor]]:
-    def call() -> tuple[Tensor, Tensor]:
-        found = operator().eigsh(k=PAIRS, tol=RESIDUAL)
-        return found.values, found.vectors
-
-    return call
-
-
 def residual(operator: Any, pairs: tuple[Tensor, Tensor]) -> float:
     values, vectors = (t.float() for t in pairs)
     worst = (operator @ vectors - vectors * values).norm(dim=0).max()
@@ -68,10 +56,12 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
     def operator() -> Any:
         return rx.curvature.Hessian(model, nn.CrossEntropyLoss(), (x, y))
 
-    exact = operator()
-    call = eigenpairs(operator)
-    pairs = call()
-    info = {"residual": residual(exact, pairs), "products": exact_products(operator)}
+    def call() -> Any:
+        return operator().eigsh(k=PAIRS, tol=RESIDUAL)
+
+    exact, result = operator(), call()
+    pairs = result.values, result.vectors
+    info = {"residual": residual(exact, pairs), "products": result.num_products}
     found = [Contestant(f"{cell} eigsh", call, ours=True, info=info)]
     if s.peers == "none":
         return found
@@ -103,10 +93,6 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
     return found
 
 
-def exact_products(operator: Any) -> int:
-    return int(operator().eigsh(k=PAIRS, tol=RESIDUAL).num_products)
-
-
 def scripts(s: Settings, cell: str, case: Case) -> list[Contestant]:
     """Each script on our cell, timed against the same on torch's."""
     model, theirs, x, y = networks(cell, replace(case, G=CELLS[cell]))
@@ -129,12 +115,7 @@ def scripts(s: Settings, cell: str, case: Case) -> list[Contestant]:
 def run(s: Settings) -> list[Row]:
     """Rows for every cell and chosen n at T = 50 and 200, B = 32."""
     rows: list[Row] = []
-    for column in s.columns:
-        if column == "batch":
-            continue
-        for length in LENGTHS if not s.quick else LENGTHS[:1]:
-            case = replace(COLUMNS[column], T=length)
-            for cell in CELLS:
-                both = [*of_cell(s, cell, case), *scripts(s, cell, case)]
-                rows += run_case(s, SUITE, case, both, lambda case, rows: None)
+    for case in cases_by_length(s):
+        for cell in CELLS:
+            rows += run_case(s, SUITE, case, [*of_cell(s, cell, case), *scripts(s, cell, case)])
     return rows

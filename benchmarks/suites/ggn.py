@@ -18,11 +18,10 @@ from torch import Tensor
 from .. import ours
 from ..harness import Contestant
 from ..peers.curvature import mse
-from ..peers.gated import GATES
-from ..problem import COLUMNS, Case, bptt_flops
+from ..problem import Case, bptt_flops
 from ..results import Row
 from ..settings import Settings
-from .common import run_case
+from .common import CELLS, cases_by_length, run_case
 
 SUITE = "ggn"
 #: directions in one call, and over how many times the floor the time of each may be for n >= 128
@@ -30,9 +29,7 @@ DIRECTIONS = (1, 8, 16)
 BOUND = 1.6
 #: time of a product with the recurrent weights alone over that with all, m = n
 SUBSET_BOUND = 0.85
-LENGTHS = (50, 200)
 OUTPUTS = 10
-CELLS = {"RNN": 1, **GATES}
 
 
 class Readout(torch.nn.Module):
@@ -100,14 +97,8 @@ def subsets(case: Case) -> Iterator[Contestant]:
 def run(s: Settings) -> list[Row]:
     """Rows per direction, for every chosen n at T = 50 and 200; subsets with m = n."""
     rows: list[Row] = []
-    for column in s.columns:
-        if column == "batch":
-            continue
-        for length in LENGTHS if not s.quick else LENGTHS[:1]:
-            case = replace(COLUMNS[column], T=length)
-            rows += run_case(s, SUITE, case, list(directions(case)), lambda case, rows: None)
-            square = replace(case, m=case.n)
-            rows += run_case(
-                s, f"{SUITE} subset", square, list(subsets(square)), lambda case, rows: None
-            )
+    for case in cases_by_length(s):
+        rows += run_case(s, SUITE, case, list(directions(case)))
+        square = replace(case, m=case.n)
+        rows += run_case(s, f"{SUITE} subset", square, list(subsets(square)))
     return rows

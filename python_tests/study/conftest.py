@@ -1,5 +1,5 @@
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,12 @@ def make(small: dict[str, Any]) -> Callable[..., StudyConfig]:
     return build
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_figures() -> Iterator[None]:
     """Reports without figures, which take most of the time."""
-    monkeypatch.setattr(report, "draw", lambda study, found: {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", lambda study, found: {})
+        yield
+
+
+no_figures = pytest.fixture(_without_figures)
+no_figures_in_module = pytest.fixture(_without_figures, scope="module")

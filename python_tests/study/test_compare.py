@@ -7,8 +7,9 @@ import pytest
 from synthetic_study import write_study
 
 from rtrl_ext import cli
-from rtrl_ext.study import report
 from rtrl_ext.study.compare import write_comparison
+
+pytestmark = pytest.mark.usefixtures("no_figures_in_module")
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,6 @@ def studies(tmp_path_factory):
     )  # fmt: skip
     write_study(root / "alone", rules=("eprop",), seeds=3, task="pattern", without=("acc",))
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_figures():
-    """The figures of the studies' own reports take time and have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda study, found: {})
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,9 @@ import re
 import pytest
 from synthetic_study import write_study
 
-from rtrl_ext.study import report
 from rtrl_ext.study.report import write_report
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_figures():
-    """The report's own figures take time and have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda study, found: {})
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures_in_module")
 
 
 @pytest.fixture(scope="module")
