@@ -15,9 +15,12 @@ def test_small_shapes(mode, cell, tmp_path):
     cases = tmp_path / "cases"
     orders = [(FORWARD, 0), (REVERSED, 0), (RANDOM, 1)] if mode == "plain" else [(RANDOM, 1)]
     dtypes = ELEMENTS if mode == "plain" else (torch.float64, torch.bfloat16)
-    problems = [p for dtype in dtypes for p in of.small_problems(mode == "thread", dtype)]
+    lists = [of.small_problems(mode == "thread", dtype) for dtype in dtypes]
+    if mode == "thread":  # it runs 30 times slower: each problem in one of the types
+        lists = [list(problems)[i::2] for i, problems in enumerate(lists)]
+    problems = [p for one in lists for p in one]
     count = of.write(cases, problems, orders=orders)
-    assert count > 100
+    assert count > (50 if mode == "thread" else 100)
     done = emulated.run(program, cases)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} cases" in done.stdout
@@ -36,6 +39,6 @@ def test_every_check_has_its_number():
 
 
 def test_taking_out_a_check_is_noticed(tmp_path):
-    """A sample; `make mutate` takes out each in turn."""
-    for number in mutations.sample(2, seed=len(mutations.numbers())):
+    """One of them; `make mutate` takes out each in turn."""
+    for number in mutations.sample(1, seed=len(mutations.numbers())):
         assert mutations.noticed(number, tmp_path) is not None, mutations.numbers()[number]
