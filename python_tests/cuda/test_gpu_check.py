@@ -82,7 +82,7 @@ def test_its_tests_are_there():
 def test_the_driver_for_compute_sanitizer(tmp_path):
     """It is built by nvcc; where there is no GPU it says so and fails.
 
-    The smallest of three: their parts are compiled by nvcc elsewhere, and by g++ for the sanitizers.
+    The smallest of three: their kernels are compiled by nvcc elsewhere, all of it by g++ too.
     """
     program, of = gpu_check.build_driver(tmp_path, "90", "alif"), mutations.CASES["alif"]
     of.write(tmp_path / "cases", of.small_problems(True))
