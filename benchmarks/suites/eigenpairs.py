@@ -4,7 +4,8 @@ Everyone solves the same problem: Hessian of the cross-entropy of a classifier w
 all its parameters, at the weights of torch's initialisation. Each result's largest residual norm,
 relative to the largest eigenvalue, is taken by our operator and printed: ours is asked for 1e-3,
 SciPy's ARPACK for its `tol` of 1e-3, PyHessian for its own default, a change of 1e-3 of each
-eigenvalue, which leaves larger residuals.
+eigenvalue, which leaves larger residuals. So ours is timed a second time, asked for the residual
+that PyHessian left.
 """
 
 from __future__ import annotations
@@ -56,19 +57,24 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
     def operator() -> Any:
         return rx.curvature.Hessian(model, nn.CrossEntropyLoss(), (x, y))
 
-    def call() -> Any:
-        return operator().eigsh(k=PAIRS, tol=RESIDUAL)
+    exact = operator()
 
-    exact, result = operator(), call()
-    pairs = result.values, result.vectors
-    info = {"residual": residual(exact, pairs), "products": result.num_products}
-    found = [Contestant(f"{cell} eigsh", call, ours=True, info=info)]
+    def eigsh(name: str, tol: float, *peers: str) -> tuple[Contestant, tuple[Tensor, Tensor]]:
+        def call() -> Any:
+            return operator().eigsh(k=PAIRS, tol=tol)
+
+        result = call()
+        pairs = result.values, result.vectors
+        info = {"tol": tol, "residual": residual(exact, pairs), "products": result.num_products}
+        faster = {f"{cell} {peer}": FASTER[cell] for peer in peers}
+        one = Contestant(f"{cell} {name}", call, ours=True, info=info, faster_than=faster)
+        return one, pairs
+
+    one, pairs = eigsh("eigsh", RESIDUAL, "curvlinops, SciPy", "PyHessian")
+    found = [one]
     if s.peers == "none":
+        one.faster_than = {}
         return found
-    found[0].faster_than = {
-        f"{cell} curvlinops, SciPy": FASTER[cell],
-        f"{cell} PyHessian": FASTER[cell],
-    }
 
     def compare(got: tuple[Any, Any], info: dict[str, Any]) -> float:
         info["residual"] = residual(exact, got)
@@ -90,6 +96,8 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
         )  # fmt: skip
         if found[-1].name == f"{cell} {name}":
             found[-1].info.update(more)
+            if name == "PyHessian":
+                found.append(eigsh("eigsh, PyHessian's residual", more["residual"], name)[0])
     return found
 
 
