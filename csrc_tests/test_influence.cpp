@@ -221,16 +221,15 @@ int main() {
   // K, signals, B, S, n, G, Q
   const Case cases[] = {{1, 1, 1, 1, 4, 1, 1},  {1, 1, 2, 1, 5, 1, 4}, {2, 1, 2, 2, 4, 3, 7},
                         {3, 3, 1, 1, 12, 1, 8}, {2, 0, 2, 1, 6, 2, 5}, {0, 1, 2, 2, 4, 1, 6}};
-  using rx::emulator::Order;
   for (const Case& c : cases) {
-    for (const int order : {0, 1, 2}) {
-      rx::emulator::options().order = static_cast<Order>(order);
+    for (const auto order : rx::emulator::ORDERS) {
+      rx::emulator::options().order = order;
       rx::emulator::options().seed = 3;
       for (const int way : {-1, 0, 4, 32}) {  // SnAp; RTRL by its own product, by so many columns of another's
         if (!(way < 0 ? snap_wrong(c) : rtrl_wrong(c, way))) continue;
         std::printf("%s: K=%d B=%d S=%d n=%d G=%d Q=%d, way %d, order %d\n", way < 0 ? "snap" : "rtrl", static_cast<int>(c.K),
                     static_cast<int>(c.B), static_cast<int>(c.S), static_cast<int>(c.n), static_cast<int>(c.G),
-                    static_cast<int>(c.Q), way, order);
+                    static_cast<int>(c.Q), way, static_cast<int>(order));
         return 1;
       }
     }

@@ -117,14 +117,13 @@ int main() {
       {1, 1, 1, 1, 0, false, false, true}, {1, 33, 2, 5, 0, true, false, true},  {2, 70, 3, 8, 0, false, true, true},
       {2, 97, 2, 6, 3, true, false, true}, {1, 100, 1, 4, 40, true, true, true}, {1, 65, 5, 3, 1, false, false, false},
   };
-  using rx::emulator::Order;
   for (const Case& c : cases) {
-    for (const int order : {0, 1, 2}) {
-      rx::emulator::options().order = static_cast<Order>(order);
+    for (const auto order : rx::emulator::ORDERS) {
+      rx::emulator::options().order = order;
       rx::emulator::options().seed = 3;
       if (!wrong(c)) continue;
       std::printf("L=%d T=%d B=%d n=%d window=%d, order %d\n", static_cast<int>(c.L), static_cast<int>(c.T),
-                  static_cast<int>(c.B), static_cast<int>(c.n), static_cast<int>(c.window), order);
+                  static_cast<int>(c.B), static_cast<int>(c.n), static_cast<int>(c.window), static_cast<int>(order));
       return 1;
     }
   }

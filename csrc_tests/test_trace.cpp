@@ -169,15 +169,14 @@ int main() {
       {6, 2, 2, 3, 4, 6, 6, 2, true},   {9, 1, 7, 1, 5, 0, 1, 0, false}, {2, 2, 3, 1, 9, 3, 0, 3, false},
       {4, 1, 17, 1, 40, 2, 3, 2, true}, {5, 3, 3, 2, 7, 3, 2, 3, false},
   };
-  using rx::emulator::Order;
   for (const Case& c : cases) {
-    for (const int order : {0, 1, 2}) {
-      rx::emulator::options().order = static_cast<Order>(order);
+    for (const auto order : rx::emulator::ORDERS) {
+      rx::emulator::options().order = order;
       rx::emulator::options().seed = 3;
       if (!full_wrong(c) && (c.signals == 0 || !rank_one_wrong(c))) continue;
       std::printf("B=%d S=%d n=%d gates=%d Q=%d K=%d signals=%d, order %d\n", static_cast<int>(c.B), static_cast<int>(c.S),
                   static_cast<int>(c.n), static_cast<int>(c.gates), static_cast<int>(c.Q), static_cast<int>(c.K),
-                  static_cast<int>(c.signals), order);
+                  static_cast<int>(c.signals), static_cast<int>(order));
       return 1;
     }
   }

@@ -171,13 +171,13 @@ int main() {
       {2, 2, 3, {{4, 132}, {4, 1}}, false, true, true}, {3, 1, 9, {{1, 128}}, true, false, true},
       {5, 2, 4, {{1, 257}}, false, false, false},
   };
-  using rx::emulator::Order;
   for (const Case& c : cases) {
-    for (const int order : {0, 1, 2}) {
-      rx::emulator::options().order = static_cast<Order>(order);
+    for (const auto order : rx::emulator::ORDERS) {
+      rx::emulator::options().order = order;
       rx::emulator::options().seed = 3;
       if (!wrong(c)) continue;
-      std::printf("B=%d S=%d n=%d, order %d\n", static_cast<int>(c.B), static_cast<int>(c.S), static_cast<int>(c.n), order);
+      std::printf("B=%d S=%d n=%d, order %d\n", static_cast<int>(c.B), static_cast<int>(c.S), static_cast<int>(c.n),
+                  static_cast<int>(order));
       return 1;
     }
   }
