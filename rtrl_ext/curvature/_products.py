@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import grad, jvp, vmap
+from torch.utils import _pytree as pytree
 
 from .._reverse import batched_gradients, gradients, requiring_grad
 from ._evaluation import Leaves, Problem, zeros
@@ -52,27 +53,20 @@ def hessian_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
 
 
 def ggn_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
-    """``Jᵀ H J V``: J by jvp, the loss's Hessian at the output by jvp(grad), Jᵀ by vjp."""
-    point = problem.point()
-    fixed = Leaves(target)
-    seen: list[Leaves] = []
-
-    def output(p: dict[str, Tensor]) -> tuple[Tensors, Tensors]:
-        seen[:] = [output_leaves(problem, p, x)]
-        return seen[0].tensors, seen[0].others
-
-    out, pullback, others = vjp(output, point, has_aux=True)  # type: ignore[misc]
-    shape = seen[0]
+    """``Jᵀ H J V``: J by jvp, the loss's Hessian at the output by jvp(grad), Jᵀ by backward
+    passes."""
+    point, fixed = problem.point(), Leaves(target)
+    leaves, pull = pullback(problem, lambda p: output_leaves(problem, p, x))
+    out = tuple(o.detach() for o in leaves.tensors)
 
     def loss(o: Tensors, t: Tensors) -> Tensor:
-        return problem.loss(shape.rebuild(o, others), fixed.rebuild(t))
+        return problem.loss(leaves.rebuild(o), fixed.rebuild(t))
 
-    def product(v: dict[str, Tensor]) -> dict[str, Tensor]:
-        du = jvp(lambda p: output(p)[0], (point,), (v,))[1]
-        dg = jvp(grad(loss), (out, fixed.tensors), (du, zeros(fixed.tensors)))[1]
-        return pullback(dg)[0]
+    def product(v: dict[str, Tensor]) -> Tensors:
+        du = jvp(lambda p: output_leaves(problem, p, x).tensors, (point,), (v,))[1]
+        return jvp(grad(loss), (out, fixed.tensors), (du, zeros(fixed.tensors)))[1]
 
-    return flatten(over_rows(product, unflatten(rows, point)), point)
+    return pull(over_rows(product, unflatten(rows, point)))
 
 
 def ggn_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
@@ -98,13 +92,40 @@ def ggn_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
 def fisher_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
     """``Gᵀ G V`` with the rows of G (B, P) the gradients of the sequences' own losses."""
     point = problem.point()
-    losses, pullback = vjp(lambda p: problem.sequence_losses(p, x, target), point)  # type: ignore[misc]
 
-    def product(v: dict[str, Tensor]) -> dict[str, Tensor]:
-        c = jvp(lambda p: problem.sequence_losses(p, x, target), (point,), (v,))[1]
-        return pullback(c.reshape(losses.shape))[0]
+    def losses(p: dict[str, Tensor]) -> Tensor:
+        return problem.sequence_losses(p, x, target)
 
-    return flatten(over_rows(product, unflatten(rows, point)), point)
+    _, pull = pullback(problem, lambda p: Leaves(losses(p)))
+    return pull(over_rows(lambda v: (jvp(losses, (point,), (v,))[1],), unflatten(rows, point)))
+
+
+def pullback(
+    problem: Problem, function: Callable[[dict[str, Tensor]], Leaves]
+) -> tuple[Leaves, Callable[[Tensors], Tensor]]:
+    """``function`` at the present point, and its transposed Jacobian: cotangents with a leading k
+    to rows (k, P).
+
+    First derivatives, so of an ordinary graph, and on the CPU one backward pass per direction:
+    under ``vmap`` each would make what only second derivatives need, to be copied side by side.
+    """
+    point = requiring_grad(problem.point())
+    ps = list(point.values())
+    leaves = function(point)
+    out = list(leaves.tensors)
+
+    def pull(cotangents: Tensors) -> Tensor:
+        if cotangents[0].device.type != "cpu":
+            together = batched_gradients(out, ps, cotangents)
+            return flatten(dict(zip(point, together, strict=True)), point)
+        k = cotangents[0].shape[0]
+        rows = out[0].new_empty(k, sum(p.numel() for p in ps), dtype=ps[0].dtype)
+        for i in range(k):
+            found = gradients(out, ps, [c[i] for c in cotangents])
+            torch.cat([g.reshape(-1) for g in found], out=rows[i])
+        return rows
+
+    return leaves, pull
 
 
 def fisher_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
@@ -136,11 +157,9 @@ def output_leaves(problem: Problem, point: dict[str, Tensor], x: Any) -> Leaves:
     return leaves
 
 
-def over_rows(
-    product: Callable[[dict[str, Tensor]], dict[str, Tensor]], rows: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def over_rows(product: Callable[[dict[str, Tensor]], Any], rows: dict[str, Tensor]) -> Any:
     """``product`` of every row; one row alone goes without ``vmap``, whose overhead it saves."""
     if next(iter(rows.values())).shape[0] == 1:
         single = product({name: v[0] for name, v in rows.items()})
-        return {name: v.unsqueeze(0) for name, v in single.items()}
+        return pytree.tree_map(lambda v: v.unsqueeze(0), single)
     return vmap(product, randomness="same")(rows)
