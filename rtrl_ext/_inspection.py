@@ -16,6 +16,10 @@ ROWS = 32
 BYTES = 256 * 1024
 
 
+def _wrong_embedding(padding_idx: int = -1, scaled: bool = False, sparse: bool = False) -> bool:
+    return padding_idx >= 0 or scaled or sparse
+
+
 class Inspection(TorchDispatchMode):
     """Inside it, a forward pass is watched.
 
@@ -39,7 +43,7 @@ class Inspection(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func.namespace not in _OWN:
             self.foreign.add(f"{func.namespace}::{func._opname}")
-        if func is _WEIGHT_NORM or (func is _EMBEDDING and len(args) > 2 and args[2] >= 0):
+        if func is _WEIGHT_NORM or (func is _EMBEDDING and _wrong_embedding(*args[2:])):
             self.wrong = True
         results = func(*args, **(kwargs or {}))
         for t in tree_leaves(results):

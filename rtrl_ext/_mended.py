@@ -3,13 +3,13 @@
 * ``torch._weight_norm``, of both kinds of weight norm, takes the norm for a constant in double
   backward: a Hessian that isn't even symmetric.
 * ``F.embedding`` with ``padding_idx`` takes what it looks up of that row for a constant in reverse
-  mode, but not in forward mode; with ``max_norm`` it writes into its weights.
+  mode, but not in forward mode; with ``max_norm`` it writes into its weights; with
+  ``scale_grad_by_freq`` its gradient is scaled; with ``sparse`` its gradient lacks operations.
 * Fused attention has no second derivatives.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
+
+from ._reverse import graph_nodes
 
 
 @contextmanager
@@ -34,23 +36,21 @@ class ToMend(Exception):
     """A pass has run what only `Mended` has right."""
 
 
-def weight_normed(output: Tensor) -> bool:
-    """Whether torch's fused weight norm is in the graph of ``output``."""
-    todo, seen = [output.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().startswith("WeightNormInterface"):
-            return True
-        seen.add(node)
-        todo += [n for n, _ in node.next_functions]
-    return False
+def unmended(output: Tensor) -> bool:
+    """Whether torch's fused weight norm, or an embedding with another gradient than that of its
+    values, is in the graph of ``output``."""
+    return any(
+        node.name().startswith("WeightNormInterface")
+        or getattr(node, "_saved_scale_grad_by_freq", False)
+        for node in graph_nodes([output])
+    )
 
 
 def _concerned(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return module.padding_idx is not None or module.max_norm is not None
+        if module.padding_idx is not None or module.max_norm is not None:
+            return True
+        return module.scale_grad_by_freq or module.sparse
     hooks = module._forward_pre_hooks.values()
     return isinstance(module, _WeightNorm) or any(isinstance(h, WeightNorm) for h in hooks)
 
@@ -82,12 +82,13 @@ def _embedding(
     weight: Tensor,
     padding_idx: int | None = None,
     max_norm: float | None = None,
-    *others: Any,
-    **options: Any,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Tensor:
     if max_norm is not None:
         weight = weight.clone()
     if padding_idx is not None:
         rows = torch.arange(len(weight), device=weight.device) == padding_idx % len(weight)
         weight = torch.where(rows.unsqueeze(1), weight.detach(), weight)
-    return F.embedding(input, weight, None, max_norm, *others, **options)
+    return F.embedding(input, weight, None, max_norm, norm_type)

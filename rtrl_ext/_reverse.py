@@ -1,12 +1,15 @@
 """Second derivatives in reverse mode: gradients that may be missing, and many at once."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ONCE = once_differentiable(lambda ctx: None).__code__
 
 
 def uncompiled() -> AbstractContextManager[Any]:
@@ -20,6 +23,37 @@ def uncompiled() -> AbstractContextManager[Any]:
 def requiring_grad(point: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same values as leaves of a new graph."""
     return {name: p.requires_grad_() for name, p in point.items()}
+
+
+def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
+    """The nodes of the outputs' graph, each once."""
+    todo, seen = [o.grad_fn for o in outputs], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            todo += [n for n, _ in node.next_functions]
+
+
+class OnceDifferentiable(RuntimeError):
+    """A second derivative was asked of a function that is marked as having none."""
+
+
+def refuse_once_differentiable(outputs: Iterable[Tensor]) -> None:
+    """OnceDifferentiable if a function in the outputs' graph is marked as ``once_differentiable``.
+
+    torch takes its gradient for a constant where only gradients of some inputs are asked for, and
+    says nothing.
+    """
+    for node in graph_nodes(outputs):
+        function: Any = getattr(node, "_forward_cls", None)
+        for name in ("backward", "vjp"):
+            if getattr(getattr(function, name, None), "__code__", None) is _ONCE:
+                raise OnceDifferentiable(
+                    f"{function.__name__}.{name} is marked with once_differentiable: "
+                    "there is no second derivative in reverse mode"
+                )
 
 
 def gradients(

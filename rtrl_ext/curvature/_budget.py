@@ -85,7 +85,8 @@ class Budget:
         if index not in self._counts:
             seed = self._problem.seed
             try:
-                with evaluating(self._problem.model, self._device):
+                problem = self._problem
+                with evaluating(problem.model, self._device, params=problem.params):
                     self._problem.seed = SEED
                     self._counts[index] = self._plan(index, x, target)
             finally:

@@ -88,7 +88,7 @@ class Batches:
     def __iter__(self) -> Iterator[Pair]:
         count = pieces = 0
         for pair in self._replayed():
-            whole = _check_pair(pair)
+            whole = _ordinary(_check_pair(pair))
             count += 1
             for piece in self._split(whole, self.batch_size):
                 most = None if self.limit is None else self.limit(pieces, *piece)
@@ -238,6 +238,17 @@ def _check_pair(pair: Any) -> Pair:
             f"data: got an entry of type {type(pair).__name__}{size}, expected (x, target){remedy}"
         )
     return pair[0], pair[1]
+
+
+def _ordinary(pair: Pair) -> Pair:
+    """Tensors made in inference mode as ordinary ones, which graphs can save."""
+    if not any(isinstance(t, Tensor) and t.is_inference() for t in pytree.tree_leaves(pair)):
+        return pair
+    with torch.inference_mode(False):
+        x, target = pytree.tree_map_only(
+            Tensor, lambda t: t.clone() if t.is_inference() else t, pair
+        )
+    return x, target
 
 
 def _index(value: Any, name: str) -> int:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from .. import _state
+from .._checkpoints import recomputable
 from .._checks import scalar_loss
 from .._mended import mended
 from .._reverse import uncompiled
@@ -21,11 +22,17 @@ _TORCH_RNNS = (nn.RNN, nn.GRU, nn.LSTM)
 
 
 @contextmanager
-def evaluating(model: nn.Module, device: torch.device, exact: bool = True) -> Iterator[None]:
+def evaluating(
+    model: nn.Module,
+    device: torch.device,
+    exact: bool = True,
+    params: Mapping[str, Tensor] | None = None,
+) -> Iterator[None]:
     """Full precision, no autocast; torch's random state is put back afterwards.
 
     Gradients are exact, or, without ``exact``, those of the rules as explicit functions. torch's
     own RNNs are run without oneDNN and cuDNN, whose fused layers have no second derivatives.
+    Parts of the model under ``torch.utils.checkpoint`` can be differentiated in ``params``.
     """
     cuda = device.type == "cuda"
     with ExitStack() as stack:
@@ -42,6 +49,8 @@ def evaluating(model: nn.Module, device: torch.device, exact: bool = True) -> It
                 stack.enter_context(_without_onednn())
         stack.enter_context(uncompiled())
         stack.enter_context(mended(model))
+        if params is not None:
+            stack.enter_context(recomputable(model, params))
         yield
 
 
@@ -131,7 +140,9 @@ class Problem:
         self.loss_fn = loss_fn
         self.params = params
         self.batches = batches
-        self._dims: list[int] = []
+        self.checked = False
+        """Whether model and loss are known to have the second derivatives that are taken."""
+        self._dims: list[int | None] = []
 
     def point(self) -> dict[str, Tensor]:
         """The chosen parameters' present values, detached."""
@@ -162,44 +173,52 @@ class Problem:
         count, xdim, tdim = self.batches.dims(x, target)
         output = Leaves(self.output(point, x))
         xdim, tdim = xdim % _rank(x), tdim % target.dim()
-        dims = self._output_dims(output.tensors, x, count, xdim, tdim)
+        outputs = output.tensors + output.others
+        dims = self._output_dims(outputs, len(output.tensors), x, count, xdim, tdim)
 
         def one(b: int) -> Tensor:
-            parts = [o.narrow(d, b, 1) for o, d in zip(output.tensors, dims, strict=True)]
-            return self.loss(output.rebuild(tuple(parts)), target.narrow(tdim, b, 1))
+            cut = zip(outputs, dims, strict=True)
+            parts = tuple(o if d is None else o.narrow(d, b, 1) for o, d in cut)
+            at = len(output.tensors)
+            return self.loss(output.rebuild(parts[:at], parts[at:]), target.narrow(tdim, b, 1))
 
         return torch.stack([one(b) for b in range(count)])
 
     def _output_dims(
-        self, outputs: tuple[Tensor, ...], x: Any, count: int, xdim: int, tdim: int
-    ) -> list[int]:
+        self, outputs: tuple[Tensor, ...], floating: int, x: Any, count: int, xdim: int, tdim: int
+    ) -> list[int | None]:
         """The dimension of each output that counts the sequences: the one of their number.
 
         Where several have that size, it is the one that grows with one sequence more, found once.
         A model that fails with another number is taken to put it where ``x`` has it, in outputs of
-        another rank where the target has it.
+        another rank where the target has it. None for an output after the first ``floating`` ones
+        that has no such dimension.
         """
         sizes = [[d for d, n in enumerate(o.shape) if n == count] for o in outputs]
-        for o, possible in zip(outputs, sizes, strict=True):
+        for o, possible in zip(outputs[:floating], sizes, strict=False):
             if not possible:
                 raise ValueError(
                     f"model output: shape {tuple(o.shape)} has no dimension with the batch's "
                     f"{count} sequences"
                 )
-        if all(len(possible) == 1 for possible in sizes):
-            return [possible[0] for possible in sizes]
+        clear = [len(possible) == 1 for possible in sizes[:floating]]
+        if all(clear) and not any(sizes[floating:]):
+            return [possible[0] if possible else None for possible in sizes]
         known = self._dims
         fits = len(known) == len(sizes)
-        if fits and all(d in possible for d, possible in zip(known, sizes, strict=True)):
+        if fits and all(d in s if s else d is None for d, s in zip(known, sizes, strict=True)):
             return known
         grown = self._shapes_with_one_more(x, xdim)
-        dims = []
+        dims: list[int | None] = []
         for i, (o, possible) in enumerate(zip(outputs, sizes, strict=True)):
             if grown is None:
                 usual = xdim if o.dim() == _rank(x) else tdim
                 found = [usual] if usual in possible else possible
             else:
                 found = [d for d in possible if grown[i][d : d + 1] == (count + 1,)]
+            if i >= floating and not found:
+                dims.append(None)
+                continue
             if len(found) != 1:
                 raise ValueError(
                     f"model output: shape {tuple(o.shape)} has the batch's {count} sequences along "
@@ -219,7 +238,8 @@ class Problem:
         point = self.point()
         with torch.no_grad(), kept_random_state(next(iter(point.values())).device):
             try:
-                return [tuple(o.shape) for o in Leaves(self.output(point, more)).tensors]
+                grown = Leaves(self.output(point, more))
+                return [tuple(o.shape) for o in grown.tensors + grown.others]
             except torch.OutOfMemoryError:
                 raise
             except Exception:

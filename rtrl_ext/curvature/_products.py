@@ -14,8 +14,13 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from .._reverse import batched_gradients, gradients, requiring_grad
-from ._evaluation import Leaves, Problem, zeros
+from .._reverse import (
+    batched_gradients,
+    gradients,
+    refuse_once_differentiable,
+    requiring_grad,
+)
+from ._evaluation import Leaves, Problem, kept_random_state, zeros
 from ._params import flatten, unflatten
 
 RowProduct = Callable[[Tensor], Tensor]
@@ -28,6 +33,9 @@ def hessian_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tens
     """``vmap(jvp(grad(loss)))``: primal quantities are computed once for all directions."""
     point = problem.point()
     fixed = Leaves(target)
+    if not problem.checked:
+        refuse_once_differentiable([problem.value(requiring_grad(problem.point()), x, target)])
+        problem.checked = True
 
     def gradient(p: dict[str, Tensor], t: Tensors) -> dict[str, Tensor]:
         return grad(lambda q: problem.value(q, x, fixed.rebuild(t)))(p)
@@ -43,6 +51,9 @@ def hessian_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     point = requiring_grad(problem.point())
     ps = list(point.values())
     loss = problem.value(point, x, target)
+    if not problem.checked:
+        refuse_once_differentiable([loss])
+        problem.checked = True
     g = gradients([loss], ps, [torch.ones_like(loss)], create_graph=True)
 
     def product(rows: Tensor) -> Tensor:
@@ -58,6 +69,7 @@ def ggn_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tensor:
     point, fixed = problem.point(), Leaves(target)
     leaves, pull = pullback(problem, lambda p: output_leaves(problem, p, x))
     out = tuple(o.detach() for o in leaves.tensors)
+    check_loss(problem, leaves, target)
 
     def loss(o: Tensors, t: Tensors) -> Tensor:
         return problem.loss(leaves.rebuild(o), fixed.rebuild(t))
@@ -74,7 +86,9 @@ def ggn_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     point = requiring_grad(problem.point())
     ps = list(point.values())
     leaves = output_leaves(problem, point, x)
+    check_loss(problem, leaves, target)
     out = list(leaves.tensors)
+    refuse_once_differentiable(out)
     u = [torch.zeros_like(o, requires_grad=True) for o in out]
     pulled = gradients(out, ps, u, create_graph=True)
     free = [o.detach().requires_grad_() for o in out]
@@ -115,6 +129,7 @@ def pullback(
     out = list(leaves.tensors)
 
     def pull(cotangents: Tensors) -> Tensor:
+        cotangents = tuple(c.detach() for c in cotangents)  # the loss may have its own parameters
         if cotangents[0].device.type != "cpu":
             together = batched_gradients(out, ps, cotangents)
             return flatten(dict(zip(point, together, strict=True)), point)
@@ -155,6 +170,27 @@ def output_leaves(problem: Problem, point: dict[str, Tensor], x: Any) -> Leaves:
             "can find; expected a tensor or a tuple, list or dict of tensors"
         )
     return leaves
+
+
+def check_loss(problem: Problem, leaves: Leaves, target: Any) -> None:
+    """Refuse, once, a loss of whose Hessian in the model's output a part would be missing."""
+    if problem.checked:
+        return
+    free = tuple(o.detach().requires_grad_() for o in leaves.tensors)
+    others = tuple(o.detach().requires_grad_(o.is_complex()) for o in leaves.others)
+    with kept_random_state(free[0].device):
+        loss = problem.loss(leaves.rebuild(free, others), target)
+    refuse_once_differentiable([loss])
+    hidden = [o for o, t in zip(others, leaves.others, strict=True) if t.requires_grad]
+    if hidden and loss.requires_grad:
+        found = torch.autograd.grad(loss, hidden, allow_unused=True)
+        for o, g in zip(hidden, found, strict=True):
+            if g is not None:
+                raise TypeError(
+                    f"model: the loss depends on an output of {o.dtype}, shape {tuple(o.shape)}; "
+                    "expected real ones (torch.view_as_real)"
+                )
+    problem.checked = True
 
 
 def over_rows(product: Callable[[dict[str, Tensor]], Any], rows: dict[str, Tensor]) -> Any:

@@ -167,7 +167,7 @@ class CurvatureOperator(Estimators):
         problem = self._problem
         check_modules(problem.model)
         total = 0.0
-        with evaluating(problem.model, self.device):
+        with evaluating(problem.model, self.device, params=problem.params):
             rows = rows.clone() if rows.is_inference() else rows
             result = torch.zeros_like(rows)
             if rows.shape[0] == 0:
@@ -226,7 +226,7 @@ class CurvatureOperator(Estimators):
         The same in all processes of ``torch.distributed``, each of which has to take part.
         """
         x, _ = next(iter(self._batches))
-        with evaluating(self._problem.model, self.device):
+        with evaluating(self._problem.model, self.device, params=self._problem.params):
             rows = torch.empty(k, self._size, dtype=self.dtype, device="meta")
             chunk = self._chunk(rows, x) or self._route.directions(self._problem, rows, x)
         return agreed(chunk == 1, self.device)

@@ -81,7 +81,7 @@ class RuleJacobian:
         problem, total = self._problem, 0.0
         result = torch.zeros_like(rows)
         with (
-            evaluating(problem.model, self.device, exact=False),
+            evaluating(problem.model, self.device, exact=False, params=problem.params),
             with_rule(self._modules, self._rule),
         ):
             for i, (x, target) in enumerate(problem.batches):

@@ -198,7 +198,7 @@ def _jacobian(model: nn.Module, x: Any, names: list[str], max_bytes: int) -> Ten
     """J (outputs, P), row by row in batched backward passes."""
     problem = Problem(model, _no_loss, select(model, names), None)  # type: ignore[arg-type]
     first = next(iter(problem.params.values()))
-    with evaluating(model, first.device):
+    with evaluating(model, first.device, params=problem.params):
 
         def output(p: dict[str, Tensor]) -> Tensor:
             leaves = Leaves(problem.output(p, x)).tensors

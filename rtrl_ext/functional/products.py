@@ -10,8 +10,14 @@ from torch.func import grad, jvp, vjp, vmap
 from .._autograd import in_transform
 from .._checks import check_like, check_tensor, scalar_loss
 from .._inspection import Inspection
-from .._mended import Mended, ToMend, weight_normed
-from .._reverse import gradients, requiring_grad, uncompiled
+from .._mended import Mended, ToMend, unmended
+from .._reverse import (
+    OnceDifferentiable,
+    gradients,
+    refuse_once_differentiable,
+    requiring_grad,
+    uncompiled,
+)
 from .._state import exact_gradients
 
 Parameters = dict[str, Tensor]
@@ -68,15 +74,16 @@ def _one_by_one(
             point = requiring_grad({name: p.detach() for name, p in at.items()})
             if k == 1:
                 loss = loss_fn(point)
-                if weight_normed(loss):
+                if unmended(loss):
                     raise ToMend
             else:
                 with Inspection() as seen:
                     loss = loss_fn(point)
                 if seen.wrong:
                     raise ToMend
-                if not seen.fills:
-                    return None
+            refuse_once_differentiable([loss])
+            if k > 1 and not seen.fills:
+                return None
             ps = list(point.values())
             g = gradients([loss], ps, [torch.ones_like(loss)], create_graph=True)
         result = {name: torch.empty_like(v) for name, v in directions.items()}
@@ -84,7 +91,7 @@ def _one_by_one(
             parts = gradients(g, ps, [v[i] for v in directions.values()])
             for name, part in zip(point, parts, strict=True):
                 result[name][i] = part
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, OnceDifferentiable):
         raise
     except RuntimeError:  # no second derivative in reverse mode: forward mode may have one
         return None
