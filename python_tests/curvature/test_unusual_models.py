@@ -65,6 +65,18 @@ def test_a_loss_with_parameters_of_its_own(tools, cls):
     assert op._route.name == "forward over reverse"
 
 
+@pytest.mark.filterwarnings("ignore:.*no batched forward-over-reverse:RuntimeWarning")
+@pytest.mark.parametrize("cls", [Hessian, GaussNewton])
+@pytest.mark.parametrize("route", [None, "double backward"])
+def test_a_loss_that_writes_into_the_output(tools, cls, route):
+    p = tools.problem(leak=0.4)
+    expected = cls(p.net, lambda o, t: (2 * o - t).square().mean(), p.data)
+    op = cls(p.net, lambda o, t: o.mul_(2).sub_(t).square().mean(), p.data)
+    op._route.name = route
+    for k in (5, 1, 5):
+        assert close(op @ directions(op, k), expected @ directions(op, k))
+
+
 class Cube(torch.autograd.Function):
     """With forward mode, without vmap."""
 

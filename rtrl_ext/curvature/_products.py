@@ -92,7 +92,7 @@ def ggn_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     u = [torch.zeros_like(o, requires_grad=True) for o in out]
     pulled = gradients(out, ps, u, create_graph=True)
     free = [o.detach().requires_grad_() for o in out]
-    loss = problem.loss(leaves.rebuild(tuple(free)), target)
+    loss = problem.loss(leaves.rebuild(tuple(o.clone() for o in free)), target)
     g = gradients([loss], free, [torch.ones_like(loss)], create_graph=True)
 
     def product(rows: Tensor) -> Tensor:
@@ -176,10 +176,10 @@ def check_loss(problem: Problem, leaves: Leaves, target: Any) -> None:
     """Refuse, once, a loss of whose Hessian in the model's output a part would be missing."""
     if problem.checked:
         return
-    free = tuple(o.detach().requires_grad_() for o in leaves.tensors)
+    free = tuple(o.detach().requires_grad_().clone() for o in leaves.tensors)
     others = tuple(o.detach().requires_grad_(o.is_complex()) for o in leaves.others)
     with kept_random_state(free[0].device):
-        loss = problem.loss(leaves.rebuild(free, others), target)
+        loss = problem.loss(leaves.rebuild(free, tuple(o.clone() for o in others)), target)
     refuse_once_differentiable([loss])
     hidden = [o for o, t in zip(others, leaves.others, strict=True) if t.requires_grad]
     if hidden and loss.requires_grad:
