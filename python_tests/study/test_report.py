@@ -12,6 +12,8 @@ from synthetic_study import write_study
 
 from rtrl_ext.study.load import read_study
 from rtrl_ext.study.report import PAPER_BANNER, summary_text, write_report
+from rtrl_ext.study.summary import _table
+from rtrl_ext.study.tables import Cell, Row
 
 FIGURES = {
     "arms_at_matched_loss", "gap_against_lambda1", "gap_by_level", "lambda1_along_training",
@@ -228,6 +230,17 @@ def test_summary_has_the_matched_table_before_the_final_one(big):
     )
     row = next(line for line in lines if line.startswith("  e-prop"))
     assert row.split()[1] == "20"
+
+
+def test_columns_of_the_summary_stay_apart():
+    cells = {k: Cell(1.98e6, 2.8e6, 2) for k in ("train_loss", "test_loss")}
+    rows = [Row("rule", "bptt", "BPTT", 2, 0, 0, 0, 0, cells)]
+    head, means, spread = _table(rows, ("train_loss", "test_loss"))
+    assert spread.split() == ["±", "2.8e+06"] * 2
+    assert means.split() == ["BPTT", "2", "1.98e+06", "1.98e+06"]
+    assert [line.rindex(end) + len(end) for line, end in ((head, "loss"), (spread, "06"))] == [
+        len(means)
+    ] * 2
 
 
 def test_bad_folders_are_refused(tmp_path):

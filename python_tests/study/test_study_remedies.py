@@ -66,6 +66,8 @@ def test_effects_are_paired_by_seed():
         assert remedy.gap.estimate.effect == pytest.approx(gap)
         assert remedy.curvature.estimate.effect > 0 and remedy.gap.estimate.effect > 0
         assert remedy.early == (remedy.arm == "early")
+        # what is written is relative to the plain rule, so on the other side of zero
+        assert remedy.gap.reason == "the whole interval is on the claimed side"
     assert found.overall["C5"][0] == SUPPORTED
 
 

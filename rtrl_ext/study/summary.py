@@ -118,14 +118,20 @@ def _table(rows: list[Row], keys: tuple[str, ...]) -> list[str]:
     keys = tuple(key for key in keys if any(row.cells[key].n for row in rows))
     width = max(_columns(row.label) for row in rows)
     blank = " " * width
-    lines = [f"  {blank}   n " + "".join(f"{HEADS[key]:>10}" for key in keys)]
+    wide = {}
+    for k in keys:
+        texts = [t for row in rows for t in (row.cells[k].mean_text, row.cells[k].sd_text)]
+        wide[k] = 1 + max(9, _columns(HEADS[k]), *map(len, texts))
+    heads = "".join(" " * (wide[k] - _columns(HEADS[k])) + HEADS[k] for k in keys)
+    lines = [f"  {blank}   n{heads}"]
     for row in rows:
         label = row.label + blank[_columns(row.label) :]
         note = f"  {row.notes}" if row.notes else ""
-        cells = "".join(f"{row.cells[k].mean_text:>10}" for k in keys)
+        cells = "".join(f"{row.cells[k].mean_text:>{wide[k]}}" for k in keys)
         lines.append(f"  {label} {row.n:>3}{cells}{note}")
         if any(row.cells[k].n > 1 for k in keys):
-            lines.append(f"  {blank}    " + "".join(f"{row.cells[k].sd_text:>10}" for k in keys))
+            spread = "".join(f"{row.cells[k].sd_text:>{wide[k]}}" for k in keys)
+            lines.append(f"  {blank}    {spread}")
     return lines
 
 

@@ -90,14 +90,14 @@ def _verdict(claim: Claim, p_holm: float) -> tuple[str, str]:
     if claim.key == "C4":
         return _slope_verdict(e, significant)
     if significant and e.low > 0:
-        return SUPPORTED, "the interval lies above zero"
+        return SUPPORTED, "the whole interval is on the claimed side"
     if significant and e.high < 0:
-        return NOT_SUPPORTED, "the opposite holds: the interval lies below zero"
+        return NOT_SUPPORTED, "the opposite holds: the whole interval is on the other side"
     if e.n >= ENOUGH and e.high / e.unit < RELEVANT[claim.key]:
         return NOT_SUPPORTED, "the interval excludes an effect of relevant size"
     if e.low > 0 or e.high < 0:
-        return UNDECIDED, "the interval excludes zero, but the tests are not significant together"
-    return UNDECIDED, "the interval includes zero"
+        return UNDECIDED, "the interval is on one side, but the tests are not significant together"
+    return UNDECIDED, "the interval is on both sides of no effect"
 
 
 def _slope_verdict(e: Estimate, significant: bool) -> tuple[str, str]:
