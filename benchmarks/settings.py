@@ -95,12 +95,12 @@ class Settings:
             reason = (str(error).strip().splitlines() or [""])[0][:160]
             self.note(f"absent: {name} ({type(error).__name__}: {reason})")
             return
-        info = dict(options.pop("info", {}))
-        if compare is not None:
-            difference = compare(result)
-            if not difference <= TOLERANCE:
-                self.note(f"wrong: {name} differs from ours by {difference:.2g}; not timed")
-                return
+        difference = None if compare is None else compare(result)
+        if difference is not None and not difference <= TOLERANCE:
+            self.note(f"wrong: {name} differs from ours by {difference:.2g}; not timed")
+            return
+        info = dict(options.pop("info", {}))  # with what `compare` may have added
+        if difference is not None:
             info["difference"] = difference
         contestants.append(Contestant(name, call, info=info, **options))
 

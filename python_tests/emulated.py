@@ -58,14 +58,13 @@ def compile_all(
     subprocess.run([cxx, *map(str, objects), *link], check=True)
 
 
-#: flags of the kernels and their driver, and of the emulator where they differ; without
-#: optimization, since compiling takes longer than running
+#: flags of the kernels and their driver, and of the emulator where they differ
 MODES: dict[str, tuple[list[str], list[str] | None]] = {
-    "plain": (["-O0"], None),
-    "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O0"], None),
+    "plain": ([], None),
+    "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"], None),
     # the scheduler of fibers itself is not watched
-    "thread": (["-fsanitize=thread", "-O0"], ["-DRX_EMULATOR_TSAN"]),
-    "memory": (["-fsanitize=memory", "-Wno-pass-failed", "-O0"], None),
+    "thread": (["-fsanitize=thread"], ["-DRX_EMULATOR_TSAN"]),
+    "memory": (["-fsanitize=memory", "-Wno-pass-failed"], None),
 }
 
 
@@ -86,12 +85,13 @@ def driver(mode: str, folder: Path, cell: str, extra: tuple[str, ...] = ()) -> P
     )
     if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
         pytest.skip(f"no {mode} sanitizer")
-    common = [*FLAGS, "-O1", "-g1", *extra]
+    # of kernels without optimization, since compiling takes longer than running
+    common = [*FLAGS, "-g1", *extra]
     runtime, target = folder / f"emulator-{mode}.o", folder / f"test_{cell}-{mode}"
     own = flags if emulator is None else emulator
-    subprocess.run([cxx, *common, *own, "-c", str(EMULATOR), "-o", str(runtime)], check=True)
+    subprocess.run([cxx, *common, *own, "-O1", "-c", str(EMULATOR), "-o", str(runtime)], check=True)
     link = [*flags, str(runtime), "-o", str(target)]
-    compile_all(driver_sources(cell), [*common, *flags], folder, link, cxx)
+    compile_all(driver_sources(cell), [*common, *flags, "-O0"], folder, link, cxx)
     return target
 
 

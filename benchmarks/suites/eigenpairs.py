@@ -59,21 +59,20 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
 
     exact = operator()
 
-    def eigsh(name: str, tol: float, *peers: str) -> tuple[Contestant, tuple[Tensor, Tensor]]:
+    def eigsh(name: str, tol: float, *slower: str) -> tuple[Contestant, tuple[Tensor, Tensor]]:
         def call() -> Any:
             return operator().eigsh(k=PAIRS, tol=tol)
 
         result = call()
         pairs = result.values, result.vectors
         info = {"tol": tol, "residual": residual(exact, pairs), "products": result.num_products}
-        faster = {f"{cell} {peer}": FASTER[cell] for peer in peers}
+        faster = {f"{cell} {peer}": FASTER[cell] for peer in slower}
         one = Contestant(f"{cell} {name}", call, ours=True, info=info, faster_than=faster)
         return one, pairs
 
     one, pairs = eigsh("eigsh", RESIDUAL, "curvlinops, SciPy", "PyHessian")
     found = [one]
     if s.peers == "none":
-        one.faster_than = {}
         return found
 
     def compare(got: tuple[Any, Any], info: dict[str, Any]) -> float:
@@ -92,12 +91,10 @@ def of_cell(s: Settings, cell: str, case: Case) -> list[Contestant]:
         s.add_checked(
             found, f"{cell} {name}",
             lambda make=make: make(theirs, x, y, PAIRS, RESIDUAL),  # type: ignore[misc]
-            lambda got, more=more: compare(got, more),  # type: ignore[misc]
+            lambda got, more=more: compare(got, more), info=more,  # type: ignore[misc]
         )  # fmt: skip
-        if found[-1].name == f"{cell} {name}":
-            found[-1].info.update(more)
-            if name == "PyHessian":
-                found.append(eigsh("eigsh, PyHessian's residual", more["residual"], name)[0])
+        if name == "PyHessian" and "residual" in more:
+            found.append(eigsh("eigsh, PyHessian's residual", more["residual"], name)[0])
     return found
 
 

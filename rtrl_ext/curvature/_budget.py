@@ -85,8 +85,7 @@ class Budget:
         if index not in self._counts:
             seed = self._problem.seed
             try:
-                problem = self._problem
-                with evaluating(problem.model, self._device, params=problem.params):
+                with evaluating(self._problem.model, self._device, params=self._problem.params):
                     self._problem.seed = SEED
                     self._counts[index] = self._plan(index, x, target)
             finally:

@@ -21,7 +21,7 @@ from .._reverse import (
     requiring_grad,
 )
 from ._evaluation import Leaves, Problem, kept_random_state, zeros
-from ._params import flatten, unflatten
+from ._params import flatten, size, unflatten
 
 RowProduct = Callable[[Tensor], Tensor]
 Product = Callable[[Problem, Tensor, Any, Any], Tensor]
@@ -33,9 +33,9 @@ def hessian_forward(problem: Problem, rows: Tensor, x: Any, target: Any) -> Tens
     """``vmap(jvp(grad(loss)))``: primal quantities are computed once for all directions."""
     point = problem.point()
     fixed = Leaves(target)
-    if not problem.checked:
-        refuse_once_differentiable([problem.value(requiring_grad(problem.point()), x, target)])
-        problem.checked = True
+    check_twice_differentiable(
+        problem, lambda: problem.value(requiring_grad(problem.point()), x, target)
+    )
 
     def gradient(p: dict[str, Tensor], t: Tensors) -> dict[str, Tensor]:
         return grad(lambda q: problem.value(q, x, fixed.rebuild(t)))(p)
@@ -51,9 +51,7 @@ def hessian_graph(problem: Problem, x: Any, target: Any) -> RowProduct:
     point = requiring_grad(problem.point())
     ps = list(point.values())
     loss = problem.value(point, x, target)
-    if not problem.checked:
-        refuse_once_differentiable([loss])
-        problem.checked = True
+    check_twice_differentiable(problem, lambda: loss)
     g = gradients([loss], ps, [torch.ones_like(loss)], create_graph=True)
 
     def product(rows: Tensor) -> Tensor:
@@ -134,7 +132,7 @@ def pullback(
             together = batched_gradients(out, ps, cotangents)
             return flatten(dict(zip(point, together, strict=True)), point)
         k = cotangents[0].shape[0]
-        rows = out[0].new_empty(k, sum(p.numel() for p in ps), dtype=ps[0].dtype)
+        rows = ps[0].new_empty(k, size(point))
         for i in range(k):
             found = gradients(out, ps, [c[i] for c in cotangents])
             torch.cat([g.reshape(-1) for g in found], out=rows[i])
@@ -170,6 +168,13 @@ def output_leaves(problem: Problem, point: dict[str, Tensor], x: Any) -> Leaves:
             "can find; expected a tensor or a tuple, list or dict of tensors"
         )
     return leaves
+
+
+def check_twice_differentiable(problem: Problem, loss: Callable[[], Tensor]) -> None:
+    """Refuse, once, a ``loss()`` whose graph has a function without a second derivative."""
+    if not problem.checked:
+        refuse_once_differentiable([loss()])
+        problem.checked = True
 
 
 def check_loss(problem: Problem, leaves: Leaves, target: Any) -> None:
